@@ -1,0 +1,39 @@
+package names
+
+import "strings"
+
+// reserved labels, directly below the relay's domain, belong to the relay:
+// whoever held one could speak to visitors in its name.
+var reserved = map[string]bool{
+	"www": true, "enroll": true, "check": true, "admin": true, "mqtt": true, "home": true,
+}
+
+// IsReserved reports whether an agent may never claim a canonical name or
+// pattern: the domain itself and, directly below it, the relay's own labels,
+// "t-…", labels with the shape of an agent's identity, and "*", which would
+// cover all of them.
+func IsReserved(name, domain string) bool {
+	if name == domain {
+		return true
+	}
+	label, parent, _ := strings.Cut(name, ".")
+	if parent != domain {
+		return false
+	}
+	return label == "*" || reserved[label] || strings.HasPrefix(label, "t-") || IsAgentLabel(label)
+}
+
+// Below reports whether a canonical name or pattern lies below a canonical
+// domain: x.d, x.y.d and *.d lie below d; d and xd do not.
+func Below(name, domain string) bool {
+	rest, ok := strings.CutSuffix(name, "."+domain)
+	return ok && rest != "" && domain != ""
+}
+
+// agentLabelLen is the length of a SHA-256 in base32 without padding.
+const agentLabelLen = 52
+
+// IsAgentLabel reports whether a label has the shape of a protocol.AgentID.
+func IsAgentLabel(label string) bool {
+	return len(label) == agentLabelLen && strings.Trim(label, "abcdefghijklmnopqrstuvwxyz234567") == ""
+}
