@@ -1,0 +1,136 @@
+package admin
+
+import "time"
+
+// Status is how the relay is.
+type Status struct {
+	Version  string    `json:"version"`
+	Domain   string    `json:"domain"`
+	Started  time.Time `json:"started"`
+	Listen   []string  `json:"listen"`          // addresses, TCP and UDP
+	HTTP     string    `json:"http,omitempty"`  // address of the redirect; empty: off
+	Certs    string    `json:"certs,omitempty"` // where public certificates come from
+	Data     string    `json:"data,omitempty"`  // the data directory
+	Decoy    string    `json:"decoy,omitempty"`
+	Visitors int       `json:"visitors"` // connections open now
+	Devices  int       `json:"devices"`  // not revoked, not expired
+	Agents   []Agent   `json:"agents"`
+	Hosts    []Host    `json:"hosts"`
+	Warnings []string  `json:"warnings,omitempty"` // what the owner should look at, one sentence each
+}
+
+// A TokenRequest asks for a join token.
+type TokenRequest struct {
+	Hosts   []string `json:"hosts,omitempty"`       // patterns the agent may claim
+	TTL     int64    `json:"ttl_seconds,omitempty"` // 0: the relay's default
+	Foreign bool     `json:"foreign,omitempty"`     // allow patterns outside the relay's domain
+}
+
+// A Token is a join token, shown once.
+type Token struct {
+	Token   string    `json:"token"`
+	Expires time.Time `json:"expires"`
+	Hosts   []string  `json:"hosts,omitempty"`
+}
+
+// CA holds the relay's own roots, PEM. Empty: the relay has none of that kind.
+type CA struct {
+	Server string `json:"server,omitempty"` // of --certs internal: visitors must trust it
+	Device string `json:"device,omitempty"`
+	Agent  string `json:"agent,omitempty"`
+}
+
+// A DeviceRequest asks for a device certificate. The key stays with the asker.
+type DeviceRequest struct {
+	Name  string    `json:"name"`
+	CSR   []byte    `json:"csr"`             // PKCS#10, DER; only its public key is used
+	Hosts []string  `json:"hosts,omitempty"` // patterns; empty: all hosts
+	Until time.Time `json:"until,omitzero"`  // zero: the relay's default lifetime
+}
+
+// A Device is a phone, tablet or laptop that may come in.
+type Device struct {
+	ID        string    `json:"id"`
+	Name      string    `json:"name"`
+	Serial    string    `json:"serial"`
+	Hosts     []string  `json:"hosts,omitempty"`
+	Kind      string    `json:"kind,omitempty"`
+	Created   time.Time `json:"created"`
+	NotAfter  time.Time `json:"not_after"`
+	LastSeen  time.Time `json:"last_seen,omitzero"`
+	Revoked   bool      `json:"revoked"`
+	RevokedAt time.Time `json:"revoked_at,omitzero"`
+}
+
+// An IssuedDevice is the answer to a DeviceRequest.
+type IssuedDevice struct {
+	Device Device `json:"device"`
+	Cert   []byte `json:"cert"` // DER
+	CA     []byte `json:"ca"`   // the device CA, DER
+}
+
+// An Agent is a home.
+type Agent struct {
+	ID        string    `json:"id"`
+	Name      string    `json:"name"`
+	Online    bool      `json:"online"`
+	Since     time.Time `json:"since,omitzero"`     // online or offline since
+	Allowed   []string  `json:"allowed,omitempty"`  // patterns it may claim; empty: all below the domain
+	Hosts     []string  `json:"hosts,omitempty"`    // that it holds
+	Sessions  []Session `json:"sessions,omitempty"` // newest first
+	Streams   int       `json:"streams"`            // open now
+	Opened    uint64    `json:"opened"`             // since the relay started
+	BytesIn   uint64    `json:"bytes_in"`           // from home, since the relay started
+	BytesOut  uint64    `json:"bytes_out"`
+	Joined    time.Time `json:"joined"`
+	Conflict  time.Time `json:"conflict,omitzero"` // two live instances were seen then
+	Revoked   bool      `json:"revoked"`
+	RevokedAt time.Time `json:"revoked_at,omitzero"`
+}
+
+// A Session is one tunnel of an agent.
+type Session struct {
+	Transport string    `json:"transport"`
+	Addr      string    `json:"addr,omitempty"`
+	Instance  string    `json:"instance,omitempty"`
+	Since     time.Time `json:"since"`
+	RTTMillis float64   `json:"rtt_ms,omitzero"`
+	Streams   int       `json:"streams"`
+	Draining  bool      `json:"draining,omitzero"`
+}
+
+// A Host is a public name that an agent holds.
+type Host struct {
+	Host     string        `json:"host"`
+	Agent    string        `json:"agent"` // its name
+	Online   bool          `json:"online"`
+	Since    time.Time     `json:"since"`    // when it was claimed
+	Services []HostService `json:"services"` // empty: withdrawn, but still held
+}
+
+// A HostService is one service on a Host.
+type HostService struct {
+	Name  string `json:"name"`
+	Path  string `json:"path,omitempty"`
+	URL   string `json:"url"`
+	Proto string `json:"proto"`
+	Auth  string `json:"auth"`
+	TLS   string `json:"tls"`
+}
+
+// Reloaded says what a reload did.
+type Reloaded struct {
+	Changed []string `json:"changed,omitempty"` // one sentence each; empty: nothing was new
+}
+
+type (
+	deviceList struct {
+		Devices []Device `json:"devices"`
+	}
+	agentList struct {
+		Agents []Agent `json:"agents"`
+	}
+	hostList struct {
+		Hosts []Host `json:"hosts"`
+	}
+)
