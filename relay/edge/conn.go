@@ -1,0 +1,104 @@
+package edge
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"sync/atomic"
+	"time"
+
+	"github.com/sallyport/sallyport/protocol"
+)
+
+// A Conn is a public connection whose ClientHello was read and put back: its
+// Read returns the same bytes from the start. Like any net.Conn it serves one
+// reader and one writer at a time. It has all methods of a tunnel.Stream, so
+// that whoever aborts it sends a reset.
+type Conn struct {
+	net.Conn
+	Hello Hello
+
+	replay  []byte // read before, not yet returned by Read; the reader's alone
+	in, out atomic.Int64
+	failure atomic.Pointer[error]
+}
+
+// ReadHello reads the ClientHello of conn within timeout (of the whole hello,
+// not of each read) and returns the connection with the bytes put back. After
+// an error the caller closes conn: there is no going on without a hello.
+func ReadHello(conn net.Conn, timeout time.Duration) (*Conn, error) {
+	if err := conn.SetReadDeadline(time.Now().Add(timeout)); err != nil {
+		return nil, fmt.Errorf("set hello deadline: %w", err)
+	}
+	hello, raw, err := readHello(conn)
+	if err != nil {
+		return nil, fmt.Errorf("read ClientHello: %w", err)
+	}
+	if err := conn.SetReadDeadline(time.Time{}); err != nil {
+		return nil, fmt.Errorf("clear hello deadline: %w", err)
+	}
+	return &Conn{Conn: conn, Hello: hello, replay: raw}, nil
+}
+
+// Read returns the bytes of the hello first.
+func (c *Conn) Read(p []byte) (int, error) {
+	if len(c.replay) > 0 {
+		n := copy(p, c.replay)
+		if c.replay = c.replay[n:]; len(c.replay) == 0 {
+			c.replay = nil // connections live for hours, hellos need not
+		}
+		c.in.Add(int64(n))
+		return n, nil
+	}
+	n, err := c.Conn.Read(p)
+	c.in.Add(int64(n))
+	return n, err
+}
+
+// Write counts what it sends.
+func (c *Conn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	c.out.Add(int64(n))
+	return n, err
+}
+
+// CloseWrite sends FIN: the visitor reads the end, reading goes on.
+func (c *Conn) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return fmt.Errorf("half-close of %T: %w", c.Conn, errors.ErrUnsupported)
+}
+
+// Reset aborts the connection: the visitor sees RST, never a clean end.
+func (c *Conn) Reset(protocol.Code) { abort(c.Conn) }
+
+// NetConn returns the connection below, for socket options. Whoever reads from
+// it misses the hello.
+func (c *Conn) NetConn() net.Conn { return c.Conn }
+
+// Fail notes why the connection ended, for its log line. The first reason
+// stays; nil is ignored.
+func (c *Conn) Fail(err error) {
+	if err != nil {
+		c.failure.CompareAndSwap(nil, &err)
+	}
+}
+
+// Bytes returns how many bytes were read from and written to the visitor.
+func (c *Conn) Bytes() (in, out int64) { return c.in.Load(), c.out.Load() }
+
+func (c *Conn) failed() error {
+	if err := c.failure.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// abort closes a connection with RST where it has one.
+func abort(conn net.Conn) {
+	if tcp, ok := conn.(interface{ SetLinger(sec int) error }); ok {
+		_ = tcp.SetLinger(0)
+	}
+	_ = conn.Close()
+}

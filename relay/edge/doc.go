@@ -1,0 +1,13 @@
+// Package edge is what the internet meets first: it accepts connections,
+// reads the TLS ClientHello without answering it, and hands the connection to
+// the Target that the server name and the ALPN choose.
+//
+//	router := edge.NewRouter()
+//	router.Swap(&edge.Snapshot{Hosts: table, Default: edge.Refuse{}})
+//	server := &edge.Server{Router: router, Logger: logger}
+//	err := server.Serve(ctx, listener)
+//
+// Nothing here terminates TLS for a home. Whoever is not sent to a claimed
+// host or to the tunnel is a stranger and meets the snapshot's Default: an
+// alert, another server, or a page that says nothing.
+package edge

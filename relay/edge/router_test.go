@@ -1,0 +1,76 @@
+package edge
+
+import (
+	"testing"
+
+	"github.com/sallyport/sallyport/protocol"
+)
+
+func TestRouterMatch(t *testing.T) {
+	terminate := Named("terminate", TargetFunc(nil))
+	pass := Named("pass", Passthrough{})
+	wild := Named("wild", TargetFunc(nil))
+	r := routed(&Snapshot{
+		Hosts: hosts(t, map[string]Target{
+			"ha.example.org": terminate, "nas.example.org": pass, "*.example.org": wild,
+		}),
+		TunnelName: "k3jq7x",
+		Tunnel:     Named("tunnel", TargetFunc(nil)),
+		Join:       Named("join", TargetFunc(nil)),
+		Default:    Named("stranger", Refuse{}),
+	})
+	tests := []struct {
+		name string
+		alpn []string
+		want string
+	}{
+		{"ha.example.org", nil, "terminate"},
+		{"ha.example.org", []string{"h2", "http/1.1"}, "terminate"},
+		{"cam.example.org", []string{"h2"}, "wild"},
+		{"a.cam.example.org", nil, "stranger"},
+		{"example.org", nil, "stranger"},
+		{"ha.example.com", nil, "stranger"},
+		{"", nil, "stranger"},
+		{"", []string{protocol.ALPN}, "stranger"},
+
+		{"k3jq7x", []string{protocol.ALPN}, "tunnel"},
+		{"k3jq7x", []string{protocol.ALPNJoin}, "join"},
+		{"k3jq7x", nil, "stranger"},
+		{"k3jq7x", []string{"h2"}, "stranger"},
+		{"k3jq7x", []string{"acme-tls/1"}, "stranger"},
+		{"k3jq7x", []string{protocol.ALPN, "h2"}, "stranger"},
+		{"k3jq7x", []string{"h2", protocol.ALPN}, "stranger"},
+		{"k3jq7x", []string{protocol.ALPN, protocol.ALPNJoin}, "stranger"},
+		{"k3jq7x.example.org", []string{protocol.ALPN}, "stranger"},
+		{"ha.example.org", []string{protocol.ALPN}, "stranger"},
+		{"ha.example.org", []string{"h2", protocol.ALPN}, "stranger"},
+		{"nas.example.org", []string{protocol.ALPNJoin, "h2"}, "stranger"},
+		{"unknown", []string{protocol.ALPN}, "stranger"},
+
+		{"nas.example.org", []string{"acme-tls/1"}, "pass"},
+		{"ha.example.org", []string{"acme-tls/1"}, "stranger"},
+		{"ha.example.org", []string{"h2", "acme-tls/1"}, "stranger"},
+		{"unknown.org", []string{"acme-tls/1"}, "stranger"},
+	}
+	for _, tt := range tests {
+		target, known := r.match(Hello{ServerName: tt.name, ALPN: tt.alpn})
+		if got := kindOf(target); got != tt.want || known != (got != "stranger") {
+			t.Errorf("%q %q: got %s (known %v), want %s", tt.name, tt.alpn, got, known, tt.want)
+		}
+	}
+}
+
+func TestRouterWithoutRoutes(t *testing.T) {
+	for name, r := range map[string]*Router{
+		"new":            NewRouter(),
+		"empty":          routed(&Snapshot{}),
+		"no tunnel":      routed(&Snapshot{TunnelName: "k3jq7x"}),
+		"no tunnel name": routed(&Snapshot{Tunnel: Named("tunnel", Refuse{})}),
+	} {
+		for _, h := range []Hello{{}, {ALPN: []string{protocol.ALPN}}, {ServerName: "k3jq7x", ALPN: []string{protocol.ALPN}}, {ServerName: "ha.example.org"}} {
+			if target := r.Match(h); target != (Refuse{}) {
+				t.Errorf("%s: %+v reaches %v", name, h, kindOf(target))
+			}
+		}
+	}
+}

@@ -1,0 +1,169 @@
+package edge
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"runtime/debug"
+	"sync"
+	"time"
+)
+
+// Limits bound what visitors can take from the relay. Zero values mean the
+// defaults.
+type Limits struct {
+	// HelloTimeout is how long a visitor may take for its whole ClientHello.
+	// Default 10 s.
+	HelloTimeout time.Duration
+	// MaxConns is how many connections of one listener are open at a time.
+	// Default 20000.
+	MaxConns int
+	// MaxConnsPerIP is how many strangers (connections that did not reach a
+	// claimed host or the tunnel) one IPv4 address or IPv6 /64 may have. One
+	// more, and its oldest goes. Default 256.
+	MaxConnsPerIP int
+	// Grace is how long routed connections have to end by themselves after
+	// the server's context did. Default 1 s.
+	Grace time.Duration
+}
+
+func (l Limits) withDefaults() Limits {
+	l.HelloTimeout = cmp.Or(l.HelloTimeout, 10*time.Second)
+	l.MaxConns = cmp.Or(l.MaxConns, 20000)
+	l.MaxConnsPerIP = cmp.Or(l.MaxConnsPerIP, 256)
+	l.Grace = cmp.Or(l.Grace, time.Second)
+	return l
+}
+
+// Back-off of the accept loop.
+const (
+	minAcceptDelay = 5 * time.Millisecond
+	maxAcceptDelay = time.Second
+)
+
+// A Server accepts public connections and routes them. Set the fields before
+// Serve.
+type Server struct {
+	Router *Router
+	Logger *slog.Logger // nil: no logs
+	Limits Limits       // per listener
+}
+
+// Serve accepts until ctx ends or l is closed, and returns nil after every
+// connection has ended. No other error of Accept ends it. The end of ctx
+// closes l and then the connections; closing l alone lets them finish.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	if s.Router == nil {
+		return errors.New("edge: the server has no router")
+	}
+	logger := s.Logger
+	if logger == nil {
+		logger = slog.New(slog.DiscardHandler)
+	}
+	limits := s.Limits.withDefaults()
+	serving := &serving{
+		router: s.Router, logger: logger, limits: limits, crowd: newCrowd(limits.MaxConns, limits.MaxConnsPerIP),
+	}
+	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
+	defer stop()
+	serving.accept(ctx, l)
+	serving.end(ctx)
+	return nil
+}
+
+// serving is one call of Serve.
+type serving struct {
+	router *Router
+	logger *slog.Logger
+	limits Limits
+	crowd  *crowd
+	conns  sync.WaitGroup
+}
+
+// accept hands every connection to a goroutine of its own until the listener
+// is closed. When there are no file descriptors left the oldest stranger gives
+// up its own, so that silent connections cannot keep everybody out.
+func (s *serving) accept(ctx context.Context, l net.Listener) {
+	delay := time.Duration(0)
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			if errors.Is(err, net.ErrClosed) || ctx.Err() != nil {
+				return
+			}
+			s.crowd.makeRoom()
+			delay = min(max(2*delay, minAcceptDelay), maxAcceptDelay)
+			s.logger.Warn("accept failed", "err", err, "retry_in", delay)
+			select {
+			case <-time.After(delay):
+			case <-ctx.Done():
+			}
+			continue
+		}
+		delay = 0
+		m := s.crowd.admit(conn)
+		if m == nil {
+			s.logger.Warn("connection refused: too many are open", "remote", conn.RemoteAddr(), "limit", s.limits.MaxConns)
+			abort(conn)
+			continue
+		}
+		s.conns.Go(func() { s.handle(ctx, m) })
+	}
+}
+
+// end waits for the connections and cuts them short after ctx.
+func (s *serving) end(ctx context.Context) {
+	ended := make(chan struct{})
+	go func() {
+		s.conns.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+		return
+	case <-ctx.Done():
+	}
+	s.crowd.cut(false)
+	select {
+	case <-ended:
+		return
+	case <-time.After(s.limits.Grace):
+	}
+	s.crowd.cut(true)
+	<-ended
+}
+
+// handle takes one connection from its first byte to its log line.
+func (s *serving) handle(ctx context.Context, m *member) {
+	start := time.Now()
+	kind := "hello"
+	c, err := ReadHello(m.conn, s.limits.HelloTimeout)
+	if err == nil {
+		target, known := s.router.match(c.Hello)
+		kind = kindOf(target)
+		if !known || s.crowd.routed(m) {
+			s.run(ctx, target, c)
+		}
+		err = c.failed()
+	}
+	_ = m.conn.Close()
+	if !s.crowd.leave(m) {
+		err = errors.New("closed to make room for others")
+	}
+	logEnd(s.logger, m.conn, c, kind, start, err)
+}
+
+// run calls the target. A panic ends this connection and no other.
+func (s *serving) run(ctx context.Context, t Target, c *Conn) {
+	defer func() {
+		if v := recover(); v != nil {
+			c.Fail(fmt.Errorf("panic: %v", v))
+			s.logger.Error("panic while handling a connection", "panic", v, "stack", string(debug.Stack()))
+			abort(c.Conn)
+		}
+	}()
+	t.HandleConn(ctx, c)
+}
