@@ -1,0 +1,25 @@
+// Package service is the agent's table of what the home offers: names on one
+// side, backends at home on the other. The relay asks for a name; only this
+// table knows the address, and only what stands in it is ever dialled.
+//
+//	table := service.NewTable(logger, nil)
+//	err := table.Set([]service.Entry{
+//		{Name: "ha", Target: "127.0.0.1:8123"},
+//		{Name: "nas", Target: "https://nas.local:5001", CAFile: "/etc/sallyport/nas.pem"},
+//	})
+//	…
+//	go table.ServeStream(ctx, stream) // for each stream that the relay opens
+//
+// # Targets
+//
+//	127.0.0.1:8123          HTTP, the default
+//	http://lamp.local       HTTP; port 80
+//	https://nas.local:5001  HTTP over TLS, verified (Entry says how)
+//	h2c://127.0.0.1:50051   HTTP/2 without TLS, for gRPC
+//	tcp://127.0.0.1:22      bytes; the port is needed
+//	unix:/run/app.sock      HTTP over a unix socket
+//	tcp+unix:/run/app.sock  bytes over a unix socket
+//
+// Host names ending in .local are asked for on the home network by multicast
+// DNS; all others are the system resolver's.
+package service
