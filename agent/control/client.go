@@ -1,0 +1,105 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"syscall"
+	"time"
+)
+
+// ErrNotRunning is the error of a Client when no agent runs on the directory.
+var ErrNotRunning = errors.New("no agent is running")
+
+const clientHost = "sallyport"
+
+// A Client speaks to the agent that runs on a data directory.
+type Client struct {
+	dir  string
+	http *http.Client
+}
+
+// NewClient returns a client for the agent that runs on dir. It connects with
+// each call.
+func NewClient(dir string) *Client {
+	return &Client{dir: dir, http: &http.Client{
+		Timeout: 30 * time.Second, // Expose waits up to 10 s for the relay
+		Transport: &http.Transport{
+			DisableKeepAlives: true,
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return dial(ctx, dir)
+			},
+		},
+	}}
+}
+
+// Expose asks the agent to offer a service.
+func (c *Client) Expose(ctx context.Context, s Service) (Exposed, error) {
+	var e Exposed
+	return e, c.call(ctx, http.MethodPost, "expose", s, &e)
+}
+
+// Unexpose asks the agent to drop an exposed service.
+func (c *Client) Unexpose(ctx context.Context, name string) error {
+	return c.call(ctx, http.MethodPost, "unexpose", map[string]string{"name": name}, nil)
+}
+
+// Status asks the agent how it is.
+func (c *Client) Status(ctx context.Context) (Status, error) {
+	var s Status
+	return s, c.call(ctx, http.MethodGet, "status", nil, &s)
+}
+
+func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
+	var body io.Reader
+	if in != nil {
+		data, err := json.Marshal(in)
+		if err != nil {
+			return fmt.Errorf("encode the request: %w", err)
+		}
+		body = bytes.NewReader(data)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://"+clientHost+"/v1/"+path, body)
+	if err != nil {
+		return err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return c.unreachable(err)
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(io.LimitReader(resp.Body, 4<<20))
+	if err != nil {
+		return fmt.Errorf("read the agent's answer: %w", err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		e := &Error{}
+		if json.Unmarshal(data, e) != nil || e.Text == "" {
+			return &Error{KindInternal, fmt.Sprintf("the agent answered %s", resp.Status)}
+		}
+		return e
+	}
+	if out == nil {
+		return nil
+	}
+	if err := json.Unmarshal(data, out); err != nil {
+		return fmt.Errorf("the agent's answer cannot be read: %w\nIs it of another version?", err)
+	}
+	return nil
+}
+
+func (c *Client) unreachable(err error) error {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("the agent on %s belongs to another user: %w\nRun this as that user, for example with sudo.", c.dir, err)
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("%w on %s\nStart it with: sallyport agent up --data %s", ErrNotRunning, c.dir, c.dir)
+	}
+	return fmt.Errorf("ask the agent on %s: %w", c.dir, err)
+}

@@ -1,0 +1,114 @@
+// Package control is how a person's command reaches a running agent: HTTP with
+// JSON on the unix socket agent.sock in the data directory.
+//
+//	POST /v1/expose    Service  → Exposed
+//	POST /v1/unexpose  {"name"} → {}
+//	GET  /v1/status             → Status
+//
+// An error is {"error", "kind"}. The socket has mode 0600 in a directory of
+// mode 0700: who may open it may run the agent.
+package control
+
+import (
+	"context"
+	"time"
+)
+
+// SocketName is the socket's name in the data directory.
+const SocketName = "agent.sock"
+
+// Schema is the version of the JSON of Status.
+const Schema = 1
+
+// An Agent is what the socket speaks for. Its methods are called concurrently.
+// An error that is an *Error keeps its Kind on the way to the client.
+type Agent interface {
+	// Expose adds a service, or replaces the exposed one of that name. It
+	// waits a moment for the relay's word. A refused service is not kept.
+	Expose(ctx context.Context, s Service) (Exposed, error)
+	// Unexpose removes an exposed service.
+	Unexpose(ctx context.Context, name string) error
+	Status() Status
+}
+
+// A Service is an exposed service as it travels and as it is stored.
+type Service struct {
+	Name               string `json:"name"`
+	Target             string `json:"target"`
+	Host               string `json:"host,omitempty"`
+	Path               string `json:"path,omitempty"`
+	Auth               string `json:"auth,omitempty"`
+	TLS                string `json:"tls,omitempty"`
+	InsecureSkipVerify bool   `json:"insecure_skip_verify,omitempty"`
+	ServerName         string `json:"server_name,omitempty"`
+	CAFile             string `json:"ca_file,omitempty"`
+	ClientCert         string `json:"client_cert,omitempty"`
+	ClientKey          string `json:"client_key,omitempty"`
+	HTTP2              bool   `json:"http2,omitempty"`
+	ProxyProtocol      bool   `json:"proxy_protocol,omitempty"`
+}
+
+// Exposed answers Expose.
+type Exposed struct {
+	Name string `json:"name"`
+	// URL is where visitors go. Empty when the relay has not answered yet: the
+	// service is kept and registered as soon as the relay is reached.
+	URL string `json:"url,omitempty"`
+}
+
+// Status is the agent's state for people and scripts.
+type Status struct {
+	Schema   int             `json:"schema"` // Schema
+	ID       string          `json:"id,omitempty"`
+	Name     string          `json:"name,omitempty"`
+	Relay    string          `json:"relay,omitempty"`
+	Domain   string          `json:"domain,omitempty"`
+	Software string          `json:"software,omitempty"`
+	State    string          `json:"state"` // joining, connecting, waiting, connected, stopped
+	Since    time.Time       `json:"since,omitzero"`
+	Link     *Link           `json:"link,omitempty"` // when connected
+	NextTry  time.Time       `json:"next_try,omitzero"`
+	Demoted  string          `json:"demoted,omitempty"` // a transport that stalls here …
+	Until    time.Time       `json:"demoted_until,omitzero"`
+	Error    string          `json:"last_error,omitempty"`
+	ErrorAt  time.Time       `json:"last_error_at,omitzero"`
+	CertEnds time.Time       `json:"certificate_until,omitzero"`
+	Services []ServiceStatus `json:"services"`
+}
+
+// A Link is the session to the relay.
+type Link struct {
+	Transport string  `json:"transport"`
+	Addr      string  `json:"addr"`
+	RTT       float64 `json:"rtt_ms"`
+	Streams   int     `json:"streams"`
+	Draining  int     `json:"draining,omitempty"` // older sessions
+	BytesIn   uint64  `json:"bytes_in"`
+	BytesOut  uint64  `json:"bytes_out"`
+}
+
+// A ServiceStatus is one offered service.
+type ServiceStatus struct {
+	Name   string `json:"name"`
+	Target string `json:"target"`
+	Origin string `json:"origin"`          // config, flag, exposed
+	Auth   string `json:"auth,omitempty"`  // what the door asks for
+	URL    string `json:"url,omitempty"`   // the relay accepted it
+	Error  string `json:"error,omitempty"` // the relay refused it
+}
+
+// Kinds of Error, which decide the exit code of a command.
+const (
+	KindInvalid  = "invalid"  // the request is wrong: usage
+	KindRefused  = "refused"  // the relay or the agent says no
+	KindInternal = "internal" // the agent failed
+)
+
+// An Error is a failure with its kind. The text may have a second line that
+// says what to do.
+type Error struct {
+	Kind string `json:"kind"`
+	Text string `json:"error"`
+}
+
+func (e *Error) Error() string { return e.Text }

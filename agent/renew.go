@@ -1,0 +1,102 @@
+package agent
+
+import (
+	"cmp"
+	"crypto/x509"
+	"fmt"
+	"time"
+
+	"github.com/sallyport/sallyport/agent/state"
+	"github.com/sallyport/sallyport/protocol"
+	"github.com/sallyport/sallyport/protocol/pki"
+	"github.com/sallyport/sallyport/protocol/tunnel"
+)
+
+// welcome takes what the relay tells about itself and about the time.
+func (a *Agent) welcome(w protocol.Welcome, peer tunnel.Peer) {
+	a.trustTime(w.Time, peer.Cert)
+	err := a.change(func(id *state.Identity) error {
+		id.Name, id.Domain = cmp.Or(w.Name, id.Name), cmp.Or(w.Domain, id.Domain)
+		return nil
+	})
+	if err != nil {
+		a.log.Warn("cannot store the relay's name for this agent", "err", err)
+	}
+}
+
+// change replaces the identity by a changed copy, on disk first.
+func (a *Agent) change(edit func(*state.Identity) error) error {
+	a.identityMu.Lock()
+	defer a.identityMu.Unlock()
+	next := *a.identity.Load()
+	if err := edit(&next); err != nil {
+		return err
+	}
+	if next == *a.identity.Load() {
+		return nil
+	}
+	if err := a.dir.SaveIdentity(&next); err != nil {
+		return err
+	}
+	a.become(&next)
+	return nil
+}
+
+// trustTime takes the relay's clock as a floor for ours, but never a time at
+// which its own certificate is not valid: a relay with a wrong clock must not
+// make all its later certificates look expired.
+func (a *Agent) trustTime(t time.Time, cert *x509.Certificate) {
+	if t.IsZero() {
+		t = a.cfg.Now()
+	}
+	if cert == nil || t.Before(cert.NotBefore) || t.After(cert.NotAfter) {
+		return
+	}
+	a.clock.tell(t)
+	if t.Sub(a.dir.LastSeen()) > 24*time.Hour { // the hourly write does the rest
+		a.saveClock()
+	}
+}
+
+// renew asks for a new certificate when two thirds of the life are over.
+func (c *session) renew() {
+	id := c.a.identity.Load()
+	life := id.Cert.NotAfter.Sub(id.Cert.NotBefore)
+	if c.a.clock.Now().Before(id.Cert.NotBefore.Add(life / 3 * 2)) {
+		return
+	}
+	csr, err := pki.NewCSR(id.Key)
+	if err != nil {
+		c.log.Error("cannot ask for a new certificate", "err", err)
+		return
+	}
+	c.send(protocol.Renew{CSR: csr})
+}
+
+// renewed puts a new certificate into use for the next dial. The session goes
+// on with the old one.
+func (a *Agent) renewed(m protocol.Renewed) {
+	if m.Error != "" {
+		a.log.Warn("the relay does not renew this agent's certificate", "until", a.identity.Load().Cert.NotAfter, "err", m.Error)
+		return
+	}
+	if err := a.adopt(m.Cert); err != nil {
+		a.log.Warn("the renewed certificate is not usable", "err", err)
+		return
+	}
+	a.log.Info("certificate renewed", "until", a.identity.Load().Cert.NotAfter)
+}
+
+func (a *Agent) adopt(der []byte) error {
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return fmt.Errorf("read it: %w", err)
+	}
+	return a.change(func(id *state.Identity) error {
+		if !cert.NotAfter.After(id.Cert.NotAfter) {
+			return fmt.Errorf("it ends at %s, not later than the old one", cert.NotAfter)
+		}
+		id.Cert = cert
+		return nil // SaveIdentity checks that it fits
+	})
+}

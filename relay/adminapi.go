@@ -1,0 +1,213 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/sallyport/sallyport/protocol/pki"
+	"github.com/sallyport/sallyport/relay/admin"
+	"github.com/sallyport/sallyport/relay/devices"
+	"github.com/sallyport/sallyport/relay/registry"
+)
+
+// serveAdmin serves the owner's socket in the data directory.
+func (r *Relay) serveAdmin(ctx context.Context) error {
+	s, err := admin.New(admin.Config{Dir: r.conf.DataDir, Logger: r.log, API: admin.API{
+		Status:       r.status,
+		NewToken:     r.newToken,
+		CA:           r.roots,
+		AddDevice:    r.addDevice,
+		Devices:      r.listDevices,
+		RevokeDevice: r.revokeDevice,
+		Agents:       r.listAgents,
+		RevokeAgent:  r.revokeAgent,
+		Hosts:        r.listHosts,
+		ReleaseHost:  r.releaseHost,
+		Reload:       r.reloadNow,
+	}})
+	if err != nil {
+		return err
+	}
+	listen := s.Listen
+	if r.conf.ListenAdmin != nil {
+		listen = r.conf.ListenAdmin
+	}
+	l, err := listen()
+	if err != nil {
+		return err
+	}
+	return s.Serve(ctx, l)
+}
+
+func (r *Relay) status(ctx context.Context) (admin.Status, error) {
+	st := admin.Status{
+		Version: r.conf.Software, Domain: r.conf.Domain, Started: r.started,
+		Listen: []string{r.tcp.Addr().String()}, Certs: r.conf.certs(), Data: r.conf.DataDir, Decoy: r.conf.decoy(),
+		Visitors: r.door.Connections(),
+	}
+	if r.http != nil {
+		st.HTTP = r.http.Addr().String()
+	}
+	now := r.now()
+	for _, d := range r.devices.List() {
+		if !d.Revoked && now.Before(d.NotAfter) {
+			st.Devices++
+		}
+	}
+	st.Agents, _ = r.listAgents(ctx)
+	st.Hosts, _ = r.listHosts(ctx)
+	for _, a := range st.Agents {
+		if !a.Conflict.IsZero() {
+			st.Warnings = append(st.Warnings, fmt.Sprintf(
+				"agent %s: two live instances use its key; if that is not meant, revoke it and join again", a.Name))
+		}
+	}
+	return st, nil
+}
+
+func (r *Relay) newToken(ctx context.Context, q admin.TokenRequest) (admin.Token, error) {
+	t, err := r.Token(ctx, registry.TokenRequest{
+		Hosts: q.Hosts, TTL: time.Duration(q.TTL) * time.Second, Foreign: q.Foreign,
+	})
+	if err != nil {
+		return admin.Token{}, err
+	}
+	r.event("token made", slog.Any("hosts", q.Hosts), slog.Time("expires", t.Expires))
+	return admin.Token{Token: t.String(), Expires: t.Expires, Hosts: q.Hosts}, nil
+}
+
+func (r *Relay) roots(context.Context) (admin.CA, error) {
+	ca := admin.CA{
+		Device: string(pki.EncodeCert(r.state.deviceCA.Cert())),
+		Agent:  string(pki.EncodeCert(r.state.agentCA.Cert())),
+	}
+	if r.state.publicCA != nil {
+		ca.Server = string(pki.EncodeCert(r.state.publicCA.Cert()))
+	}
+	return ca, nil
+}
+
+func (r *Relay) addDevice(ctx context.Context, q admin.DeviceRequest) (admin.IssuedDevice, error) {
+	pub, err := pki.ParseCSR(q.CSR)
+	if err != nil {
+		return admin.IssuedDevice{}, &admin.Error{Code: admin.CodeBadRequest, Message: err.Error()}
+	}
+	d, cert, err := r.devices.Add(ctx, q.Name, pub, q.Hosts, q.Until)
+	if err != nil {
+		return admin.IssuedDevice{}, deviceError(err)
+	}
+	r.event("device added", slog.String("device", d.Name), slog.String("id", d.ID), slog.Any("hosts", d.Hosts), slog.Time("not_after", d.NotAfter))
+	return admin.IssuedDevice{Device: deviceView(d), Cert: cert.Raw, CA: r.state.deviceCA.Cert().Raw}, nil
+}
+
+func (r *Relay) listDevices(context.Context) ([]admin.Device, error) {
+	var list []admin.Device
+	for _, d := range r.devices.List() {
+		list = append(list, deviceView(d))
+	}
+	return list, nil
+}
+
+func (r *Relay) revokeDevice(ctx context.Context, name string) (admin.Device, error) {
+	d, err := r.devices.Revoke(ctx, name)
+	if err != nil {
+		return admin.Device{}, deviceError(err)
+	}
+	r.event("device revoked", slog.String("device", d.Name), slog.String("id", d.ID))
+	return deviceView(d), nil
+}
+
+func deviceView(d devices.Device) admin.Device {
+	return admin.Device{
+		ID: d.ID, Name: d.Name, Serial: d.Serial, Hosts: d.Hosts, Kind: d.Kind, Created: d.Created,
+		NotAfter: d.NotAfter, LastSeen: d.LastSeen, Revoked: d.Revoked, RevokedAt: d.RevokedAt,
+	}
+}
+
+// deviceError gives the errors of package devices their code and hint.
+func deviceError(err error) error {
+	switch {
+	case errors.Is(err, devices.ErrUnknown):
+		return &admin.Error{Code: admin.CodeNotFound, Message: err.Error(), Hint: "sallyport device list shows the names"}
+	case errors.Is(err, devices.ErrNameTaken):
+		return &admin.Error{Code: admin.CodeConflict, Message: err.Error(), Hint: "take another name, or revoke that device first"}
+	case errors.Is(err, devices.ErrKeyUsed):
+		return &admin.Error{Code: admin.CodeConflict, Message: err.Error(), Hint: "make a new key for each certificate"}
+	}
+	return &admin.Error{Code: admin.CodeBadRequest, Message: err.Error()}
+}
+
+func (r *Relay) listAgents(context.Context) ([]admin.Agent, error) {
+	var list []admin.Agent
+	for _, a := range r.registry.Agents() {
+		list = append(list, r.agentView(a))
+	}
+	return list, nil
+}
+
+func (r *Relay) agentView(a registry.AgentStatus) admin.Agent {
+	online, since := r.registry.Presence(a.ID)
+	v := admin.Agent{
+		ID: string(a.ID), Name: a.Name, Online: online, Since: since, Allowed: a.Hosts, Hosts: a.Claims,
+		Streams: a.Streams, Opened: a.Opened, BytesIn: a.BytesIn, BytesOut: a.BytesOut,
+		Joined: a.Joined, Conflict: a.Conflict, Revoked: a.Revoked, RevokedAt: a.RevokedAt,
+	}
+	for _, s := range a.Sessions {
+		v.Sessions = append(v.Sessions, admin.Session{
+			Transport: s.Transport, Addr: s.Addr, Instance: s.Instance, Since: s.Since,
+			RTTMillis: float64(s.RTT.Microseconds()) / 1000, Streams: s.Streams, Draining: s.Draining,
+		})
+	}
+	return v
+}
+
+func (r *Relay) revokeAgent(ctx context.Context, name string) (admin.Agent, error) {
+	a, ok := r.registry.Find(name)
+	if !ok {
+		return admin.Agent{}, &admin.Error{
+			Code: admin.CodeNotFound, Message: fmt.Sprintf("there is no agent %q", name), Hint: "sallyport status shows the names",
+		}
+	}
+	if err := r.registry.Revoke(ctx, a.ID); err != nil {
+		return admin.Agent{}, err
+	}
+	for _, st := range r.registry.Agents() {
+		if st.ID == a.ID {
+			return r.agentView(st), nil
+		}
+	}
+	return admin.Agent{ID: string(a.ID), Name: a.Name, Revoked: true}, nil
+}
+
+func (r *Relay) listHosts(context.Context) ([]admin.Host, error) {
+	var list []admin.Host
+	for _, h := range r.registry.Hosts() {
+		v := admin.Host{Host: h.Host, Agent: h.Name, Online: h.Online, Since: h.Since, Services: []admin.HostService{}}
+		for i, s := range h.Services {
+			v.Services = append(v.Services, admin.HostService{
+				Name: s.Name, Path: s.Path, URL: h.URLs[i], Proto: s.Proto, Auth: s.Auth, TLS: s.TLS,
+			})
+		}
+		list = append(list, v)
+	}
+	return list, nil
+}
+
+func (r *Relay) releaseHost(ctx context.Context, host string) error {
+	err := r.registry.Release(ctx, host)
+	if errors.Is(err, registry.ErrNotFound) {
+		return &admin.Error{Code: admin.CodeNotFound, Message: fmt.Sprintf("nobody holds %q", host), Hint: "sallyport status shows the hosts"}
+	}
+	return err
+}
+
+func (r *Relay) reloadNow(context.Context) (admin.Reloaded, error) {
+	if err := r.public.reload(); err != nil {
+		return admin.Reloaded{}, &admin.Error{Code: admin.CodeRefused, Message: "nothing reloaded: " + err.Error()}
+	}
+	r.event("certificates reloaded")
+	return admin.Reloaded{Changed: []string{"the certificate files were read again"}}, nil
+}

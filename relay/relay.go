@@ -1,0 +1,318 @@
+// Package relay is the public end of Sallyport: it meets the internet on one
+// port, checks who is knocking, and carries each accepted connection through
+// an agent's tunnel to a service at home.
+//
+//	r, err := relay.New(relay.Config{DataDir: dir, Domain: "example.org", Store: kv})
+//	if err := r.Listen(); err != nil { … } // the ports are ours, nothing is served yet
+//	err = r.Run(ctx)                       // until ctx ends
+//
+// The package joins its leaves, which do not know each other: edge (public
+// sockets, hello, routing), door (TLS, client certificates, HTTP), registry
+// (agents, claims, streams), devices, certs, admin. routes.go turns what is
+// registered into what is routed; control.go is the relay's end of the wire.
+//
+// # What a stranger can tell
+//
+// A scanner without a host's name meets the decoy or a TLS alert. Somebody who
+// knows (or guesses) a name learns from the handshake that it is served here;
+// its certificate then names that host, as it must. Joining works over TCP
+// only: a home whose TCP 443 is blocked cannot be helped by QUIC alone, and one
+// pre-authentication path is easier to guard than two.
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sallyport/sallyport/protocol"
+	"github.com/sallyport/sallyport/protocol/door"
+	"github.com/sallyport/sallyport/protocol/names"
+	"github.com/sallyport/sallyport/protocol/tunnel"
+	"github.com/sallyport/sallyport/protocol/tunnel/tunnelquic"
+	"github.com/sallyport/sallyport/relay/admin"
+	"github.com/sallyport/sallyport/relay/devices"
+	"github.com/sallyport/sallyport/relay/edge"
+	"github.com/sallyport/sallyport/relay/registry"
+)
+
+// A Relay is made by New, bound by Listen and run by Run, once each.
+type Relay struct {
+	conf    Config
+	log     *slog.Logger
+	now     func() time.Time
+	started time.Time
+
+	state      *state
+	tunnelCert *tunnelCert
+	audit      *admin.Log
+	devices    *devices.Devices
+	registry   *registry.Registry
+	door       *door.Door
+	router     *edge.Router
+	sites      atomic.Pointer[names.Table[*door.Site]]
+	public     *publicCerts
+	decoy      atomic.Pointer[edge.Target]
+	joinLimit  *limiter
+
+	tcp  net.Listener
+	udp  net.PacketConn
+	http net.Listener // nil: off
+	quic *tunnelquic.Listener
+
+	rebuild chan struct{} // holds one: routes changed
+
+	mu       sync.Mutex               // guards the fields below
+	proxies  map[proxyKey]*door.Proxy // kept over rebuilds, so that idle backend connections are
+	controls map[*control]struct{}
+}
+
+// New reads or makes what the relay keeps in its data directory. It opens no
+// socket and starts nothing.
+func New(conf Config) (*Relay, error) {
+	if err := conf.err(); err != nil {
+		return nil, err
+	}
+	conf.Domain, _ = names.Canonical(conf.Domain) // checked above
+	r := &Relay{
+		conf: conf, log: conf.logger(), now: conf.now(),
+		router: edge.NewRouter(), rebuild: make(chan struct{}, 1),
+		proxies: map[proxyKey]*door.Proxy{}, controls: map[*control]struct{}{},
+		joinLimit: newLimiter(joinBurst, joinEvery),
+	}
+	r.started = r.now()
+	var err error
+	if r.state, err = loadState(conf.DataDir, conf.certs() == CertsInternal, r.now); err != nil {
+		return nil, err
+	}
+	r.tunnelCert = &tunnelCert{ca: r.state.agentCA, name: r.state.tunnel.ServerName, now: r.now}
+	if r.public, err = newPublicCerts(conf, r.state); err != nil {
+		return nil, err
+	}
+	if r.audit, err = admin.OpenLog(filepath.Join(conf.DataDir, "audit.log"), r.log); err != nil {
+		return nil, err
+	}
+	r.devices, err = devices.New(context.Background(), devices.Config{
+		Store: conf.Store, CA: r.state.deviceCA, Domain: conf.Domain, Now: r.now, Logger: r.log,
+		OnRevoke: r.deviceRevoked,
+	})
+	if err != nil {
+		return nil, errors.Join(err, r.audit.Close())
+	}
+	r.door, err = door.New(door.Config{
+		Lookup: r.site, ClientCAs: r.state.deviceCA.Pool(), Check: r.checkDevice, Seen: r.devices.Seen,
+		Logger: r.log, Now: r.now,
+	})
+	if err != nil {
+		return nil, errors.Join(err, r.audit.Close())
+	}
+	return r, nil
+}
+
+// Listen binds the public ports and makes everything ready to serve. Run calls
+// it when the caller has not; calling it first lets the caller print addresses
+// and tokens. Close releases the ports when Run is never called.
+func (r *Relay) Listen() error {
+	if r.tcp != nil {
+		return nil
+	}
+	if err := r.bind(); err != nil {
+		return errors.Join(err, r.Close())
+	}
+	var err error
+	r.registry, err = registry.New(context.Background(), registry.Config{
+		Store: r.conf.Store, Domain: r.conf.Domain, Port: r.conf.urlPort(r.tcp.Addr()), Replicas: r.conf.Replicas,
+		Now: r.now, Logger: r.log, Audit: r.event, Changed: r.routesChanged, GoAway: r.sendGoAway,
+	})
+	if err != nil {
+		return errors.Join(err, r.Close())
+	}
+	decoy, err := r.makeDecoy(r.conf.decoy())
+	if err != nil {
+		return errors.Join(err, r.Close())
+	}
+	r.decoy.Store(&decoy)
+	r.quic, err = tunnelquic.Listen(r.udp, r.quicTLS(), tunnelquic.Config{
+		ResetKey: &r.state.tunnel.ResetKey, Logger: r.log,
+	})
+	if err != nil {
+		return errors.Join(fmt.Errorf("listen on UDP: %w", err), r.Close())
+	}
+	return r.buildRoutes()
+}
+
+// bind opens the sockets. With port 0 in Listen, UDP takes the port that TCP got.
+func (r *Relay) bind() error {
+	listenTCP, listenUDP := r.conf.ListenTCP, r.conf.ListenUDP
+	if listenTCP == nil {
+		listenTCP = func(addr string) (net.Listener, error) { return net.Listen("tcp", addr) }
+	}
+	if listenUDP == nil {
+		listenUDP = func(addr string) (net.PacketConn, error) { return net.ListenPacket("udp", addr) }
+	}
+	var err error
+	if r.tcp, err = listenTCP(r.conf.listen()); err != nil {
+		return bindError("TCP", r.conf.listen(), err)
+	}
+	addr := r.conf.listen()
+	if host, _, err := net.SplitHostPort(addr); err == nil {
+		if _, port, err := net.SplitHostPort(r.tcp.Addr().String()); err == nil {
+			addr = net.JoinHostPort(host, port)
+		}
+	}
+	if r.udp, err = listenUDP(addr); err != nil {
+		return bindError("UDP", addr, err)
+	}
+	if r.conf.http() != "off" {
+		if r.http, err = listenTCP(r.conf.http()); err != nil {
+			return fmt.Errorf("%w\nor give --http off", bindError("TCP", r.conf.http(), err))
+		}
+	}
+	return nil
+}
+
+func bindError(proto, addr string, err error) error {
+	return fmt.Errorf("listen on %s %s: %w", proto, addr, err)
+}
+
+// Close releases what Listen took. Run does so itself.
+func (r *Relay) Close() error {
+	var errs []error
+	if r.quic != nil {
+		errs = append(errs, r.quic.Close())
+	}
+	for _, l := range []net.Listener{r.tcp, r.http} {
+		if l != nil {
+			errs = append(errs, ignoreClosed(l.Close()))
+		}
+	}
+	if r.udp != nil {
+		errs = append(errs, ignoreClosed(r.udp.Close()))
+	}
+	r.mu.Lock()
+	for _, p := range r.proxies {
+		p.Close()
+	}
+	clear(r.proxies)
+	r.mu.Unlock()
+	errs = append(errs, r.door.Close(), r.audit.Close())
+	return errors.Join(errs...)
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// Run serves until ctx ends or something that it cannot do without fails. It
+// returns after everything that it started has ended.
+func (r *Relay) Run(ctx context.Context) error {
+	if err := r.Listen(); err != nil {
+		return err
+	}
+	r.event("relay started")
+	// What runs does not end with the caller's context at once: agents are told first.
+	running, stop := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer stop(nil)
+
+	var wg sync.WaitGroup
+	run := func(name string, f func(context.Context) error) {
+		wg.Go(func() {
+			if err := f(running); err != nil && running.Err() == nil {
+				stop(fmt.Errorf("%s: %w", name, err))
+			}
+		})
+	}
+	run("public port", r.serveEdge)
+	run("tunnel over QUIC", r.serveQUIC)
+	run("routes", r.keepRoutes)
+	run("registry", r.registry.Run)
+	run("devices", r.devices.Run)
+	run("certificates", r.public.run)
+	run("admin", r.serveAdmin)
+	if r.http != nil {
+		run("plain HTTP", r.serveHTTP)
+	}
+	select {
+	case <-ctx.Done():
+		r.goAway()
+		stop(nil)
+	case <-running.Done():
+	}
+	wg.Wait()
+	r.event("relay stopped")
+	err := r.Close()
+	if cause := context.Cause(running); cause != nil && !errors.Is(cause, context.Canceled) {
+		return cause
+	}
+	return err
+}
+
+// serveEdge serves the public TCP port.
+func (r *Relay) serveEdge(ctx context.Context) error {
+	s := &edge.Server{Router: r.router, Logger: r.log}
+	return s.Serve(ctx, r.tcp)
+}
+
+// serveQUIC accepts agents' sessions over UDP.
+func (r *Relay) serveQUIC(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for {
+		s, err := r.quic.Accept(ctx)
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return err
+		}
+		wg.Go(func() { r.serveSession(ctx, s) })
+	}
+}
+
+// serveHTTP redirects plain HTTP.
+func (r *Relay) serveHTTP(ctx context.Context) error {
+	srv := edge.NewHTTPServer(edge.Redirect(r.conf.urlPort(r.tcp.Addr())), r.log)
+	stop := context.AfterFunc(ctx, func() { srv.Close() })
+	defer stop()
+	if err := srv.Serve(r.http); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// Addr is the public TCP address, after Listen; UDP has the same port.
+func (r *Relay) Addr() net.Addr { return r.tcp.Addr() }
+
+// event writes one line to the audit log.
+func (r *Relay) event(name string, attrs ...slog.Attr) { r.audit.Event(name, attrs...) }
+
+// deviceRevoked runs after a revocation is on disk: live connections go now.
+func (r *Relay) deviceRevoked(id string) {
+	n := r.door.Disconnect(id)
+	r.log.Info("device revoked", "device", id, "connections_closed", n)
+}
+
+// sendGoAway asks one agent to leave one session; it does not block.
+func (r *Relay) sendGoAway(s tunnel.Session, m protocol.GoAway) {
+	r.mu.Lock()
+	var to *control
+	for c := range r.controls {
+		if c.session == s {
+			to = c
+		}
+	}
+	r.mu.Unlock()
+	if to != nil {
+		go func() { _ = to.send(m) }() // the write has a deadline; a dead session ends it sooner
+	}
+}

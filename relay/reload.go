@@ -1,0 +1,51 @@
+package relay
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/sallyport/sallyport/protocol/names"
+)
+
+// Reload takes a new configuration while the relay runs. What it can change is
+// the certificates' contents and the decoy; what needs new sockets or another
+// state directory is refused with a list, and then nothing changes at all.
+func (r *Relay) Reload(conf Config) error {
+	if d, err := names.Canonical(conf.Domain); err == nil {
+		conf.Domain = d
+	}
+	var fixed []string
+	for _, f := range []struct{ key, old, new string }{
+		{"data", r.conf.DataDir, conf.DataDir},
+		{"domain", r.conf.Domain, conf.Domain},
+		{"listen", r.conf.listen(), conf.listen()},
+		{"http", r.conf.http(), conf.http()},
+		{"address", r.conf.Address, conf.Address},
+		{"certs", r.conf.certs(), conf.certs()},
+		{"certificates", fmt.Sprint(r.conf.CertFiles), fmt.Sprint(conf.CertFiles)},
+		{"public_port", fmt.Sprint(r.conf.PublicPort), fmt.Sprint(conf.PublicPort)},
+		{"replicas", fmt.Sprint(r.conf.Replicas), fmt.Sprint(conf.Replicas)},
+	} {
+		if f.old != f.new {
+			fixed = append(fixed, f.key)
+		}
+	}
+	if len(fixed) > 0 {
+		return fmt.Errorf("nothing reloaded: %s cannot change while the relay runs; restart it", strings.Join(fixed, ", "))
+	}
+	conf.Store = r.conf.Store
+	if err := conf.err(); err != nil {
+		return fmt.Errorf("nothing reloaded: %w", err)
+	}
+	decoy, err := r.makeDecoy(conf.decoy())
+	if err != nil {
+		return fmt.Errorf("nothing reloaded: %w", err)
+	}
+	if err := r.public.reload(); err != nil {
+		return fmt.Errorf("nothing reloaded: %w", err)
+	}
+	r.decoy.Store(&decoy)
+	r.routesChanged()
+	r.event("configuration reloaded")
+	return nil
+}

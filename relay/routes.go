@@ -1,0 +1,244 @@
+package relay
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/sallyport/sallyport/protocol"
+	"github.com/sallyport/sallyport/protocol/door"
+	"github.com/sallyport/sallyport/protocol/names"
+	"github.com/sallyport/sallyport/protocol/tunnel"
+	"github.com/sallyport/sallyport/relay/certs"
+	"github.com/sallyport/sallyport/relay/devices"
+	"github.com/sallyport/sallyport/relay/edge"
+	"github.com/sallyport/sallyport/relay/registry"
+)
+
+// routesChanged notes that routes are to be built again. It never blocks.
+func (r *Relay) routesChanged() {
+	select {
+	case r.rebuild <- struct{}{}:
+	default:
+	}
+}
+
+// keepRoutes rebuilds whenever something changed.
+func (r *Relay) keepRoutes(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-r.rebuild:
+			if err := r.buildRoutes(); err != nil {
+				r.log.Error("routes not changed", "err", err)
+			}
+		}
+	}
+}
+
+// buildRoutes turns what is registered into what is routed and swaps it whole:
+// first the sites, then the router, so that no connection is routed to a site
+// that is not there yet.
+func (r *Relay) buildRoutes() error {
+	byHost := map[string][]registry.Route{}
+	for _, rt := range r.registry.Routes() {
+		byHost[rt.Host] = append(byHost[rt.Host], rt)
+	}
+	sites, targets := map[string]*door.Site{}, map[string]edge.Target{}
+	vouched := map[string]struct{}{}
+	used := map[proxyKey]bool{}
+	terminate := edge.Named("terminate", edge.TargetFunc(func(ctx context.Context, c *edge.Conn) { r.door.ServeConn(ctx, c) }))
+	for host, routes := range byHost {
+		if routes[0].Service.TLS == protocol.TLSBackend {
+			targets[host] = r.passthrough(routes[0])
+			continue
+		}
+		sites[host] = r.makeSite(host, routes, used)
+		targets[host] = terminate
+		vouched[host] = struct{}{}
+	}
+	siteTable, err1 := names.NewTable(sites)
+	targetTable, err2 := names.NewTable(targets)
+	vouchedTable, err3 := names.NewTable(vouched)
+	if err := errors.Join(err1, err2, err3); err != nil {
+		return fmt.Errorf("build routes: %w", err)
+	}
+	r.public.hosts.Store(vouchedTable)
+	r.sites.Store(siteTable)
+	r.router.Swap(&edge.Snapshot{
+		Hosts:      targetTable,
+		TunnelName: r.state.tunnel.ServerName,
+		Tunnel:     edge.Named("tunnel", edge.TargetFunc(r.tunnelTarget)),
+		Join:       edge.Named("join", edge.TargetFunc(r.joinTarget)),
+		Default:    *r.decoy.Load(),
+	})
+	r.door.Recheck()
+	r.dropProxies(used)
+	return nil
+}
+
+// makeSite makes the site of one host; several routes are paths under it.
+func (r *Relay) makeSite(host string, routes []registry.Route, used map[proxyKey]bool) *door.Site {
+	first := routes[0]
+	s := &door.Site{
+		Host: host, Mode: door.Mode(first.Service.Auth), Certificate: r.public.GetCertificate,
+		Policy: strings.Join([]string{host, first.Service.Auth, string(first.Agent)}, " "),
+	}
+	if first.Service.Proto == protocol.ProtoRaw {
+		s.Policy += " raw " + first.Service.Name
+		s.Raw = r.rawHandler(first)
+		return s
+	}
+	if first.Path == "" {
+		s.Handler = r.proxy(first, used)
+		return s
+	}
+	paths := map[string]http.Handler{}
+	for _, rt := range routes {
+		paths[rt.Path] = r.proxy(rt, used)
+	}
+	s.Handler = door.NewPaths(paths)
+	return s
+}
+
+// A proxyKey tells whether a reverse proxy, with its pool of idle connections
+// to the backend, can serve on after a rebuild.
+type proxyKey struct {
+	agent         protocol.AgentID
+	service, path string
+	proto         string
+	solo          bool
+}
+
+func (r *Relay) proxy(rt registry.Route, used map[proxyKey]bool) *door.Proxy {
+	key := proxyKey{rt.Agent, rt.Service.Name, rt.Path, rt.Service.Proto, rt.Service.Solo}
+	used[key] = true
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if p, ok := r.proxies[key]; ok {
+		return p
+	}
+	p := door.NewProxy(door.Backend{
+		Dial: func(ctx context.Context, v door.Visitor) (net.Conn, error) {
+			return r.registry.OpenStream(ctx, rt.Agent, openFor(rt.Service.Name, v))
+		},
+		Proto: rt.Service.Proto, Solo: rt.Service.Solo, Prefix: rt.Path, Errors: describe,
+		ExternalPort: r.conf.urlPort(r.tcp.Addr()),
+	}, r.log.With("service", rt.Service.Name, "agent", rt.Agent.Short()))
+	r.proxies[key] = p
+	return p
+}
+
+func (r *Relay) dropProxies(used map[proxyKey]bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for key, p := range r.proxies {
+		if !used[key] {
+			p.Close()
+			delete(r.proxies, key)
+		}
+	}
+}
+
+func openFor(service string, v door.Visitor) protocol.Open {
+	return protocol.Open{Service: service, Client: v.Remote, Local: v.Local, SNI: v.Host}
+}
+
+// rawHandler carries a terminated TCP connection home.
+func (r *Relay) rawHandler(rt registry.Route) func(context.Context, tunnel.Conn, door.Visitor) {
+	return func(ctx context.Context, c tunnel.Conn, v door.Visitor) {
+		st, err := r.registry.OpenStream(ctx, rt.Agent, openFor(rt.Service.Name, v))
+		if err != nil {
+			r.log.Warn("no stream for a visitor", "service", rt.Service.Name, "agent", rt.Agent.Short(), "err", err)
+			tunnel.Abort(c, protocol.CodeBackendDown)
+			return
+		}
+		tunnel.Splice(ctx, c, st, tunnel.SpliceOptions{})
+	}
+}
+
+// passthrough carries TLS home unread.
+func (r *Relay) passthrough(rt registry.Route) edge.Target {
+	return edge.Passthrough{Open: func(ctx context.Context, c *edge.Conn) (tunnel.Stream, error) {
+		return r.registry.OpenStream(ctx, rt.Agent, openFor(rt.Service.Name, door.Visitor{
+			Remote: addrPort(c.RemoteAddr()), Local: addrPort(c.LocalAddr()), Host: c.Hello.ServerName,
+		}))
+	}}
+}
+
+// describe words a failed exchange for a device: what happened, nothing of the
+// inside. The log has the rest; strangers get a page that is always the same.
+func describe(err error) (status int, title, text string) {
+	const gateway = http.StatusBadGateway
+	var off *registry.OfflineError
+	var res *registry.ResultError
+	switch {
+	case errors.As(err, &off) && off.Since.IsZero():
+		return gateway, "Home is offline", "The home behind this address has not connected yet."
+	case errors.As(err, &off):
+		return gateway, "Home is offline", "Home offline since " + off.Since.UTC().Format("2006-01-02 15:04 MST") + "."
+	case errors.As(err, &res) && res.Code == protocol.CodeUnknownService:
+		return gateway, "Not offered", "The home is connected, but does not offer this service any more."
+	case errors.As(err, &res) && res.Code == protocol.CodeBackendTLS:
+		return gateway, "The service at home is not trusted",
+			"The home is connected, but the certificate of the service behind it does not verify. The agent's log says why."
+	case errors.As(err, &res):
+		return gateway, "The service at home does not answer",
+			"The home is connected, but the service behind this address is down. The agent's log says why."
+	}
+	return gateway, "The service at home does not answer",
+		"The connection to the service at home was lost. Try again in a moment."
+}
+
+// site is the door's lookup: the same table that routes connections.
+func (r *Relay) site(name string) (*door.Site, bool) {
+	t := r.sites.Load()
+	if t == nil {
+		return nil, false
+	}
+	return t.Lookup(name)
+}
+
+// checkDevice is the door's question, at the handshake and at each request.
+func (r *Relay) checkDevice(leaf *x509.Certificate, host string, now time.Time) (door.Device, string) {
+	d, denial := r.devices.Check(leaf, host, now)
+	if denial != devices.Allowed {
+		return door.Device{}, string(denial)
+	}
+	return door.Device{ID: d.ID, Name: d.Name, Cert: leaf}, ""
+}
+
+// makeDecoy makes the target of strangers.
+func (r *Relay) makeDecoy(d string) (edge.Target, error) {
+	switch d {
+	case DecoyOff:
+		return edge.Refuse{}, nil
+	case DecoyPage:
+		cert, err := certs.RandomCert(r.conf.DataDir)
+		if err != nil {
+			return nil, fmt.Errorf("decoy page: %w", err)
+		}
+		return edge.NewDecoyPage(cert), nil
+	}
+	addr := strings.TrimPrefix(d, "tcp://")
+	own := []net.Addr{r.tcp.Addr()}
+	if r.http != nil {
+		own = append(own, r.http.Addr())
+	}
+	if err := edge.CheckDecoy(addr, own); err != nil {
+		return nil, fmt.Errorf("decoy: %w", err)
+	}
+	return edge.DecoyTCP{Addr: addr}, nil
+}
+
+func addrPort(a net.Addr) netip.AddrPort {
+	ap, _ := netip.ParseAddrPort(a.String()) // not an IP address: unknown
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+}
