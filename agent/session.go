@@ -117,7 +117,7 @@ func (c *session) hello(ctx context.Context) error {
 	c.ctl = ctl
 	stop := context.AfterFunc(ctx, func() { ctl.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	hello := protocol.Hello{Versions: []int{protocol.Version}, Instance: c.a.instance, Software: c.a.cfg.Software}
+	hello := protocol.Hello{Versions: []int{protocol.Version}, Instance: c.a.instance, Software: c.a.cfg.Software, Alone: c.link.Alone()}
 	if err := protocol.WriteMessage(ctl, hello); err != nil {
 		return fmt.Errorf("send hello: %w", err)
 	}

@@ -105,6 +105,9 @@
 // Hello.instance is random for each process. The newest session of a key takes
 // all new streams. An older session of the same instance finishes its
 // streams; one of another instance, if alive, is told GoAway(CodeReplaced).
+// With Hello.alone the agent says that no older session of its instance works
+// any more: the relay closes those that it still holds, so that visitors on
+// them fail at once and not when the transport notices the dead path.
 //
 // Register replaces what was registered before: a service that is not in it is
 // withdrawn, one that stays is not disturbed. The relay answers for each

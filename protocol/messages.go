@@ -38,6 +38,9 @@ type Hello struct {
 	Features []string `json:"features,omitempty"` // optional abilities; unknown ones are ignored
 	Instance string   `json:"instance"`           // random per process: tells a restart from a second copy
 	Software string   `json:"software,omitempty"` // for people only
+	// Alone says that no older session of this instance works any more: the
+	// relay ends those it still holds, so that no visitor waits on them.
+	Alone bool `json:"alone,omitempty"`
 }
 
 // Welcome answers Hello. A relay that cannot serve the agent closes the

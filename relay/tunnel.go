@@ -92,6 +92,9 @@ func (r *Relay) attach(c *control, hello protocol.Hello) (detach func(), err err
 		forget()
 		return nil, err
 	}
+	if hello.Alone {
+		r.registry.EndOlder(c.session)
+	}
 	return func() { undo(); forget() }, nil
 }
 

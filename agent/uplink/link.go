@@ -17,6 +17,7 @@ type Link struct {
 	transport tunnel.Transport
 	addr      string
 	probe     bool // dialled to move up, not because a session was missing
+	alone     bool // no older session worked when this one began
 
 	cancel  context.CancelCauseFunc // ends serve now
 	drain   chan struct{}           // closed: finish the streams
@@ -37,6 +38,10 @@ type Link struct {
 // Ready says that the session works: it becomes the primary one and an older
 // one drains.
 func (l *Link) Ready() { l.m.post(func() { l.m.promote(l) }) }
+
+// Alone reports whether no older session of this agent worked any more when
+// this one began. The relay is told: it may not have noticed.
+func (l *Link) Alone() bool { return l.alone }
 
 // PingLost says that a ping was not answered in time. A replacement is dialled
 // at once; it takes over even while this session lives.

@@ -240,7 +240,12 @@ func (m *manager) begin(d dialed, probe bool) {
 	ctx, cancel := context.WithCancelCause(m.base)
 	l := &Link{
 		m: m, session: d.session, transport: d.transport, addr: d.addr.String(), probe: probe,
-		cancel: cancel, drain: make(chan struct{}), wake: make(chan struct{}, 1), started: time.Now(),
+		cancel: cancel, drain: make(chan struct{}), wake: make(chan struct{}, 1), started: time.Now(), alone: true,
+	}
+	for old := range m.links {
+		if !old.suspect && !old.stuck(l.started) {
+			l.alone = false
+		}
 	}
 	m.links[l] = struct{}{}
 	m.pending = l

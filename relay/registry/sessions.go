@@ -159,6 +159,31 @@ func (r *Registry) Retire(s tunnel.Session) {
 	}
 }
 
+// EndOlder closes the sessions of the same agent and instance that are older
+// than s, which is attached: the agent has said that they do not work any more
+// (Hello.Alone). Streams that wait on them fail at once instead of when the
+// transport notices.
+func (r *Registry) EndOlder(s tunnel.Session) {
+	r.mu.Lock()
+	m := r.agents[s.Peer().ID]
+	var dead []*attached
+	if m != nil {
+		instance := ""
+		for _, a := range slices.Backward(m.sessions) { // newest first
+			switch {
+			case a.s == s:
+				instance = a.instance
+			case instance != "" && a.instance == instance && !a.ended:
+				dead = append(dead, a)
+			}
+		}
+	}
+	r.mu.Unlock()
+	for _, a := range dead {
+		a.s.Close(protocol.CodeTimeout, "the agent gave this session up")
+	}
+}
+
 func (r *Registry) isLeaving(a *attached) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()

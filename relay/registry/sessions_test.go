@@ -56,6 +56,30 @@ func TestFallBackToOldSession(t *testing.T) {
 	})
 }
 
+// Hello.Alone: what the agent gave up ends at once, and nothing else does.
+func TestEndOlder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := fresh(t)
+		f.join(t, 1)
+		f.join(t, 2)
+		old, middle, latest := newSession(1, stalls), newSession(1, answers), newSession(1, answers)
+		stranger := newSession(2, answers)
+		f.attach(t, old, "i1")
+		f.attach(t, stranger, "i1")
+		f.attach(t, middle, "i1")
+		f.attach(t, latest, "i1")
+		f.EndOlder(middle)
+		if old.Err() == nil {
+			t.Error("the session that was given up is still open")
+		}
+		for name, s := range map[string]*fakeSession{"itself": middle, "a newer one": latest, "another agent's": stranger} {
+			if s.Err() != nil {
+				t.Errorf("%s was closed: %v", name, s.Err())
+			}
+		}
+	})
+}
+
 func TestTwoInstances(t *testing.T) {
 	t.Run("a restart is no alarm", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
