@@ -61,7 +61,7 @@ func TestEndOlder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := fresh(t)
 		f.join(t, 1)
-		f.join(t, 2)
+		f.join(t, 2, "*.two.example.org")
 		old, middle, latest := newSession(1, stalls), newSession(1, answers), newSession(1, answers)
 		stranger := newSession(2, answers)
 		f.attach(t, old, "i1")
