@@ -1,0 +1,102 @@
+package door
+
+import (
+	"encoding/base64"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// Headers that say who a visitor is, or where he asked. Backends believe them,
+// so that nobody but us may send them: they are deleted from every request,
+// whether or not we set them, in headers and trailers. Names are compared in
+// lower case with "_" as "-", because CGI-like backends cannot tell the two
+// apart (GHSA-f59h).
+var (
+	identityNames = []string{
+		"client-cert", "client-cert-chain", // RFC 9440
+		"forwarded", "x-real-ip", "true-client-ip", "x-client-ip", "x-cluster-client-ip",
+		"cf-connecting-ip", "fastly-client-ip", "x-original-forwarded-for",
+		"x-original-url", "x-original-uri", "x-original-host", "x-rewrite-url", // judged path = path at home
+		"x-host", "x-arr-clientcert",
+		"proxy",          // becomes HTTP_PROXY in CGI
+		"http2-settings", // of an h2c upgrade
+	}
+	identityPrefixes = []string{
+		"sallyport-", "x-forwarded-", "x-ssl-", "ssl-client-", "x-client-cert", "x-client-verify",
+		"x-client-dn", "remote-", "x-remote-", "x-webauth-", "x-auth-request-", "x-authentik-", "x-amzn-mtls-",
+	}
+)
+
+// isIdentity reports whether a header or trailer is one that only we may set.
+func isIdentity(name string) bool {
+	folded := strings.ReplaceAll(strings.ToLower(name), "_", "-")
+	return slices.Contains(identityNames, folded) ||
+		slices.ContainsFunc(identityPrefixes, func(p string) bool { return strings.HasPrefix(folded, p) })
+}
+
+func stripIdentity(h http.Header) {
+	for name := range h {
+		if isIdentity(name) {
+			delete(h, name)
+		}
+	}
+}
+
+// setIdentity says who asks. It runs after stripIdentity and after
+// ReverseProxy removed what the visitor's Connection header names.
+func setIdentity(h http.Header, v Visitor, host, proto, port, prefix string) {
+	h.Set("X-Forwarded-Proto", proto)
+	h.Set("X-Forwarded-Host", host)
+	if port != "" {
+		h.Set("X-Forwarded-Port", port)
+	}
+	if prefix != "" {
+		h.Set("X-Forwarded-Prefix", strings.TrimSuffix(prefix, "/"))
+	}
+	forwarded := "host=" + quoted(host) + ";proto=" + proto
+	if ip := v.Remote.Addr().WithZone(""); ip.IsValid() {
+		h.Set("X-Forwarded-For", ip.String())
+		h.Set("X-Real-IP", ip.String())
+		forwarded = "for=" + forwardedNode(ip) + ";" + forwarded
+	}
+	h.Set("Forwarded", forwarded)
+	if v.Device == nil {
+		return
+	}
+	h.Set("Sallyport-Device", headerName(*v.Device))
+	if v.Device.Cert != nil {
+		h.Set("Client-Cert", ":"+base64.StdEncoding.EncodeToString(v.Device.Cert.Raw)+":") // RFC 9440 §2.2
+	}
+}
+
+// forwardedNode is an address as RFC 7239 §6 wants it.
+func forwardedNode(ip netip.Addr) string {
+	if ip.Is6() {
+		return `"[` + ip.String() + `]"`
+	}
+	return ip.String()
+}
+
+// quoted is a value for Forwarded: a token as it is, anything else in quotes
+// (RFC 7239 §4).
+func quoted(s string) string {
+	token := func(r rune) bool {
+		return r < 0x7f && (r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("!#$%&'*+-.^_`|~", r))
+	}
+	if s != "" && !strings.ContainsFunc(s, func(r rune) bool { return !token(r) }) {
+		return s
+	}
+	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`
+}
+
+// headerName is the device's name if it fits into a header as it is, otherwise
+// its ID.
+func headerName(d Device) string {
+	plain := func(r rune) bool { return r > ' ' && r < 0x7f && !strings.ContainsRune(`",;\`, r) }
+	if d.Name != "" && !strings.ContainsFunc(d.Name, func(r rune) bool { return !plain(r) }) {
+		return d.Name
+	}
+	return d.ID
+}

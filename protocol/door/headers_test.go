@@ -1,0 +1,176 @@
+package door
+
+import (
+	"encoding/base64"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"testing"
+)
+
+// mirror answers with the headers and trailers that reached home.
+func mirror(got chan<- *http.Request) http.Handler {
+	return http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		got <- r
+	})
+}
+
+var spoofs = []string{
+	"Client-Cert", "client_cert", "CLIENT-CERT-CHAIN", "X-Forwarded-Client-Cert", "X_Forwarded_Client_Cert",
+	"X-SSL-Client-Cert", "X-Ssl-Verify", "x_ssl_client_s_dn", "X-Forwarded-Tls-Client-Cert", "X-Forwarded-Tls-Client-Cert-Info",
+	"Sallyport-Device", "Sallyport_Device", "Sallyport-Anything", "X-Forwarded-For", "X_Forwarded_For", "X-Forwarded-Host",
+	"X-Forwarded-Proto", "X-Forwarded-Port", "X-Forwarded-User", "X-Forwarded-Prefix", "Forwarded", "X-Real-IP", "X_Real_IP",
+	"True-Client-IP", "True_Client_Ip", "Remote-User", "Remote_Groups", "remote_user", "X-Remote-User", "X_Remote_User",
+	"X-WebAuth-User", "X_WEBAUTH_USER", "X-Original-URL", "X-Rewrite-URL", "Proxy",
+}
+
+func TestSpoofedHeaders(t *testing.T) {
+	w := newWorld(t, nil)
+	got := make(chan *http.Request, 1)
+	w.site("pub.test", None, w.proxyTo(mirror(got), nil))
+	w.site("door.test", Require, w.proxyTo(mirror(got), func(b *Backend) { b.ExternalPort = "8443" }))
+	cert := ":" + base64.StdEncoding.EncodeToString(w.phone.Leaf.Raw) + ":"
+
+	for _, host := range []string{"pub.test", "door.test"} {
+		for _, kind := range []string{"header", "connection", "trailer", "h2", "h2 trailer"} {
+			for _, name := range spoofs {
+				var res *http.Response
+				var err error
+				req, _ := http.NewRequest("POST", "https://"+host+"/", nil)
+				switch kind {
+				case "header", "h2":
+					req.Header[name] = []string{"spoofed"}
+				case "connection":
+					req.Header[name] = []string{"spoofed"}
+					req.Header.Set("Connection", "close, "+name+", Client-Cert, Sallyport-Device, X-Forwarded-For, X-Real-Ip, Forwarded")
+				default:
+					req.Body, req.ContentLength = io.NopCloser(strings.NewReader("x")), -1
+					req.Trailer = http.Header{name: {"spoofed"}, "X-Sum": {"fine"}}
+				}
+				res, err = w.client(host, w.phone, strings.HasPrefix(kind, "h2")).Do(req)
+				ok(t, err)
+				res.Body.Close()
+				r := <-got
+				for _, h := range []http.Header{r.Header, r.Trailer} {
+					for k, v := range h {
+						if strings.Contains(strings.Join(v, ""), "spoofed") {
+							t.Errorf("%s, %s: home got %s: %q", host, kind, k, v)
+						}
+					}
+				}
+				want := map[string]string{
+					"X-Forwarded-For": "127.0.0.1", "X-Real-Ip": "127.0.0.1", "X-Forwarded-Proto": "https", "X-Forwarded-Host": host,
+					"Forwarded": "for=127.0.0.1;host=" + host + ";proto=https", "Client-Cert": "", "Sallyport-Device": "", "X-Forwarded-Port": "",
+				}
+				if host == "door.test" {
+					want["Client-Cert"], want["Sallyport-Device"], want["X-Forwarded-Port"] = cert, "phone", "8443"
+				}
+				for k, v := range want {
+					if have := strings.Join(r.Header.Values(k), "|"); have != v {
+						t.Errorf("%s, %s %s: home got %s: %q, want %q", host, kind, name, k, have, v)
+					}
+				}
+				if strings.HasSuffix(kind, "trailer") && r.Trailer.Get("X-Sum") != "fine" {
+					t.Errorf("%s: an honest trailer was lost: %v", kind, r.Trailer)
+				}
+				if r.Host != host {
+					t.Errorf("Host %q", r.Host)
+				}
+			}
+		}
+	}
+}
+
+func TestForwardedForIPv6(t *testing.T) {
+	h := http.Header{}
+	setIdentity(h, Visitor{Remote: netip.MustParseAddrPort("[2001:db8::1%eth0]:1234")}, "ha.test:8443", "https", "", "/lamp/")
+	for k, want := range map[string]string{
+		"Forwarded": `for="[2001:db8::1]";host="ha.test:8443";proto=https`, "X-Forwarded-For": "2001:db8::1", "X-Forwarded-Prefix": "/lamp",
+	} {
+		if got := h.Get(k); got != want {
+			t.Errorf("%s: %s, want %s", k, got, want)
+		}
+	}
+	if got := addrPort(&net.TCPAddr{IP: net.ParseIP("::ffff:192.0.2.1"), Port: 5}); got.String() != "192.0.2.1:5" {
+		t.Error("mapped address:", got)
+	}
+}
+
+func TestDeviceNameInHeader(t *testing.T) {
+	for name, want := range map[string]string{"phone": "phone", "": "id", "a\r\nX: y": "id", "ä": "id", "a b": "id", `a"b`: "id"} {
+		if got := headerName(Device{ID: "id", Name: name}); got != want {
+			t.Errorf("%q: %q", name, got)
+		}
+	}
+}
+
+func TestUpgradesOtherThanWebSocketAreStripped(t *testing.T) {
+	w := newWorld(t, nil)
+	got := make(chan *http.Request, 1)
+	w.site("pub.test", None, w.proxyTo(mirror(got), nil))
+	for _, upgrade := range []string{"h2c", "websocket, h2c", "TLS/1.0", "foo"} {
+		answer := w.raw("pub.test", nil, "GET / HTTP/1.1\r\nHost: pub.test\r\nConnection: Upgrade, HTTP2-Settings, close\r\nUpgrade: "+upgrade+
+			"\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+		if statusOf(answer) != 200 {
+			t.Fatalf("%s: %q", upgrade, answer)
+		}
+		r := <-got
+		for _, k := range []string{"Upgrade", "Connection", "Http2-Settings"} {
+			if v := r.Header.Get(k); v != "" {
+				t.Errorf("%s: home got %s: %s", upgrade, k, v)
+			}
+		}
+	}
+	// A POST or a WebSocket without key is no WebSocket either.
+	for _, request := range []string{
+		"POST / HTTP/1.1\r\nHost: pub.test\r\nContent-Length: 1\r\n" + wsHeaders + "\r\nx",
+		"GET / HTTP/1.1\r\nHost: pub.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+	} {
+		c, err := w.dial(w.clientTLS("pub.test", nil, "http/1.1"))
+		ok(t, err)
+		io.WriteString(c, request)
+		if r := <-got; r.Header.Get("Upgrade") != "" {
+			t.Errorf("home got an upgrade: %q", request)
+		}
+		c.Close()
+	}
+}
+
+func TestBackendCannotSwitchProtocols(t *testing.T) {
+	w := newWorld(t, nil)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	ok(t, err)
+	defer l.Close()
+	answers := make(chan string, 1)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			buf := make([]byte, 4096)
+			c.Read(buf)
+			io.WriteString(c, <-answers)
+			c.Close()
+		}
+	}()
+	w.site("pub.test", None, w.proxyAddr(l.Addr().String(), nil))
+	for _, row := range []struct{ request, answer string }{
+		{"GET / HTTP/1.1\r\nHost: pub.test\r\nConnection: close\r\n\r\n", "HTTP/1.1 101 Switching\r\n\r\nTUNNEL"},
+		{"GET / HTTP/1.1\r\nHost: pub.test\r\nConnection: close\r\n\r\n", "HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\nTUNNEL"},
+		{"GET / HTTP/1.1\r\nHost: pub.test\r\nConnection: close\r\n" + wsHeaders + "\r\n", "HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: bad\r\n\r\nTUNNEL"},
+	} {
+		answers <- row.answer
+		if got := w.raw("pub.test", nil, row.request); statusOf(got) != 502 || strings.Contains(got, "TUNNEL") {
+			t.Errorf("%q → %q", row.answer, got)
+		}
+	}
+	// 1xx are bounded.
+	answers <- strings.Repeat("HTTP/1.1 103 Early\r\n\r\n", 1000) + "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+	if got := w.raw("pub.test", nil, "GET / HTTP/1.1\r\nHost: pub.test\r\nConnection: close\r\n\r\n"); strings.Count(got, " 103 ") > maxInformational || strings.Contains(got, " 200 ") {
+		t.Errorf("%d informational answers", strings.Count(got, " 103 "))
+	}
+}
