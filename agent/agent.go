@@ -206,11 +206,15 @@ func (a *Agent) transports() []tunnel.Transport {
 	for _, name := range a.cfg.TransportNames {
 		switch name {
 		case "quic":
-			ts = append(ts, &tunnelquic.Dialer{TLS: conf, ListenPacket: a.cfg.ListenPacket,
-				Config: tunnelquic.Config{Budget: sessionBudget, Logger: a.log}})
+			ts = append(ts, &tunnelquic.Dialer{
+				TLS: conf, ListenPacket: a.cfg.ListenPacket,
+				Config: tunnelquic.Config{Budget: sessionBudget, Logger: a.log},
+			})
 		case "tcp":
-			ts = append(ts, &tunneltcp.Dialer{TLS: conf, DialContext: a.cfg.DialContext,
-				Config: tunneltcp.Config{Budget: sessionBudget, Logger: a.log}})
+			ts = append(ts, &tunneltcp.Dialer{
+				TLS: conf, DialContext: a.cfg.DialContext,
+				Config: tunneltcp.Config{Budget: sessionBudget, Logger: a.log},
+			})
 		}
 	}
 	return ts
@@ -267,6 +271,7 @@ type controlled struct{ a *Agent }
 func (c controlled) Expose(ctx context.Context, s control.Service) (control.Exposed, error) {
 	return c.a.offer.expose(ctx, s)
 }
+
 func (c controlled) Unexpose(ctx context.Context, name string) error {
 	return c.a.offer.unexpose(ctx, name)
 }

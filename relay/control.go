@@ -18,7 +18,11 @@ import (
 
 const (
 	controlDeadline = 10 * time.Second // Hello, and every write
-	agentCertLife   = 90 * 24 * time.Hour
+	// farewell is how long sessions stay after GoAway. Without it QUIC's
+	// CONNECTION_CLOSE overtakes the message, and agents back off as if the
+	// relay had vanished.
+	farewell      = 100 * time.Millisecond
+	agentCertLife = 90 * 24 * time.Hour
 )
 
 // A control is the relay's end of one session's control stream.

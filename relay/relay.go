@@ -140,7 +140,7 @@ func (r *Relay) Listen() error {
 	}
 	r.decoy.Store(&decoy)
 	r.quic, err = tunnelquic.Listen(r.udp, r.quicTLS(), tunnelquic.Config{
-		ResetKey: &r.state.tunnel.ResetKey, Logger: r.log,
+		ResetKey: &r.state.tunnel.ResetKey, IdleTimeout: quicIdleTimeout, Logger: r.log,
 	})
 	if err != nil {
 		return errors.Join(fmt.Errorf("listen on UDP: %w", err), r.Close())
@@ -245,6 +245,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 		r.goAway()
+		<-time.After(farewell)
 		stop(nil)
 	case <-running.Done():
 	}

@@ -21,10 +21,12 @@ func (f *fakeAgent) Expose(_ context.Context, s Service) (Exposed, error) {
 	f.exposed = s
 	return Exposed{Name: s.Name, URL: "https://ha.example.org/"}, f.err
 }
+
 func (f *fakeAgent) Unexpose(_ context.Context, name string) error {
 	f.unexposed = name
 	return f.err
 }
+
 func (f *fakeAgent) Status() Status {
 	return Status{Schema: Schema, State: "connected", Link: &Link{Transport: "quic"}, Services: []ServiceStatus{{Name: "ha"}}}
 }

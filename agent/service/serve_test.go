@@ -403,8 +403,10 @@ func TestServeCut(t *testing.T) {
 	}
 }
 
-var _ tunnel.Stream = tcpStream{}
-var _ tunnel.Stream = (*pipeStream)(nil)
+var (
+	_ tunnel.Stream = tcpStream{}
+	_ tunnel.Stream = (*pipeStream)(nil)
+)
 
 // writePEM writes DER blocks to a file of the test.
 func writePEM(t *testing.T, kind string, blocks ...[]byte) string {

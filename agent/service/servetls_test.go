@@ -54,6 +54,7 @@ func homeCert(t *testing.T, parent *tls.Certificate, change func(*x509.Certifica
 func isCA(c *x509.Certificate) {
 	c.IsCA, c.BasicConstraintsValid, c.KeyUsage, c.IPAddresses = true, true, x509.KeyUsageCertSign, nil
 }
+
 func named(name string) func(*x509.Certificate) {
 	return func(c *x509.Certificate) { c.DNSNames, c.IPAddresses = []string{name}, nil }
 }

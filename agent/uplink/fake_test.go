@@ -91,13 +91,16 @@ type fakeSession struct {
 func (s *fakeSession) OpenStream(context.Context) (tunnel.Stream, error) {
 	return nil, errors.New("no streams here")
 }
+
 func (s *fakeSession) AcceptStream(context.Context) (tunnel.Stream, error) {
 	return nil, errors.New("no streams here")
 }
+
 func (s *fakeSession) Close(code protocol.Code, reason string) error {
 	s.end(&tunnel.CloseError{Code: code, Reason: reason})
 	return nil
 }
+
 func (s *fakeSession) end(err *tunnel.CloseError) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -118,11 +121,13 @@ func (s *fakeSession) Stats() tunnel.Stats {
 	defer s.mu.Unlock()
 	return s.stats
 }
+
 func (s *fakeSession) setBlocked(at time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.stats.BlockedAt = at
 }
+
 func (s *fakeSession) closed() *tunnel.CloseError {
 	ce, _ := errors.AsType[*tunnel.CloseError](s.Err())
 	return ce

@@ -164,7 +164,7 @@ func TestBlockedWritesStartAReplacement(t *testing.T) {
 func TestSleepWakesTheSession(t *testing.T) {
 	bubble(t, func(t *testing.T, r *rig) {
 		slept := time.Duration(0)
-		var now = func() time.Time { return time.Now().Add(slept) }
+		now := func() time.Time { return time.Now().Add(slept) }
 		r.cfg.Wall = func() time.Time { r.mu.Lock(); defer r.mu.Unlock(); return now() }
 		r.run()
 		r.after(10 * time.Second)

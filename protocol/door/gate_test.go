@@ -32,12 +32,23 @@ func TestHostMustBeTheServerName(t *testing.T) {
 		sni, host string
 		want      int
 	}{
-		{"pub.test", "pub.test", 200}, {"pub.test", "PUB.test.", 200}, {"pub.test", "pub.test:8443", 200},
-		{"door.test", "door.test", 200}, {"a.wild.test", "a.wild.test", 200},
-		{"pub.test", "door.test", 421}, {"pub.test", "DOOR.TEST.", 421}, {"pub.test", "door.test:443", 421},
-		{"pub.test", "ask.test", 421}, {"door.test", "pub.test", 421}, {"door.test", "ask.test", 421},
-		{"a.wild.test", "b.wild.test", 421}, {"a.wild.test", "door.test", 421}, {"pub.test", "nowhere.test", 421},
-		{"pub.test", "127.0.0.1", 400}, {"pub.test", "pub.test:", 400}, {"pub.test", "pub.test:99999", 400},
+		{"pub.test", "pub.test", 200},
+		{"pub.test", "PUB.test.", 200},
+		{"pub.test", "pub.test:8443", 200},
+		{"door.test", "door.test", 200},
+		{"a.wild.test", "a.wild.test", 200},
+		{"pub.test", "door.test", 421},
+		{"pub.test", "DOOR.TEST.", 421},
+		{"pub.test", "door.test:443", 421},
+		{"pub.test", "ask.test", 421},
+		{"door.test", "pub.test", 421},
+		{"door.test", "ask.test", 421},
+		{"a.wild.test", "b.wild.test", 421},
+		{"a.wild.test", "door.test", 421},
+		{"pub.test", "nowhere.test", 421},
+		{"pub.test", "127.0.0.1", 400},
+		{"pub.test", "pub.test:", 400},
+		{"pub.test", "pub.test:99999", 400},
 	}
 	for _, row := range rows {
 		var cert *tls.Certificate

@@ -257,6 +257,9 @@ func (p *Proxy) modifyResponse(res *http.Response) error {
 	if res.StatusCode == http.StatusSwitchingProtocols && !(x.websocket && validAccept(res, x.key)) {
 		return errors.New("the service switched protocols in a way that nobody asked for")
 	}
+	if x.body != nil && res.ProtoMajor == 2 && x.in.ProtoMajor == 2 && res.StatusCode != http.StatusSwitchingProtocols {
+		res.Body = &responseBody{ReadCloser: res.Body, request: x.body.ReadCloser}
+	}
 	res.Header.Del("Alt-Svc") // HTTP/3 carries no client certificates
 	if p.prefix != "" {
 		mapBack(res.Header, p.prefix, x.path, x.in.Host)
@@ -363,3 +366,17 @@ func (b *buffers) Get() []byte {
 }
 
 func (b *buffers) Put(p []byte) { b.pool.Put((*[bufferSize]byte)(p)) }
+
+// responseBody ends the reading of the visitor's body before it is closed. The
+// HTTP/2 transport waits in Close until it has stopped sending, and ReverseProxy
+// keeps it from closing the visitor's body itself: an answer that is complete
+// before the visitor has half-closed (every gRPC error status) would wait for ever.
+type responseBody struct {
+	io.ReadCloser
+	request io.Closer
+}
+
+func (b *responseBody) Close() error {
+	b.request.Close()
+	return b.ReadCloser.Close()
+}

@@ -101,6 +101,7 @@ func (d *Door) ServeConn(ctx context.Context, c net.Conn) {
 	c.SetDeadline(time.Now().Add(d.cfg.HandshakeTimeout))
 	if err := v.tls.HandshakeContext(ctx); err != nil {
 		v.logHandshake(err)
+		linger(c)
 		return
 	}
 	c.SetDeadline(time.Time{})
@@ -282,4 +283,15 @@ func addrPort(a net.Addr) netip.AddrPort {
 		return netip.AddrPort{}
 	}
 	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+}
+
+// linger lets the visitor read the alert: with TLS 1.3 its first request is on
+// its way already, and closing a socket that has unread bytes sends RST.
+func linger(c net.Conn) {
+	half, ok := c.(interface{ CloseWrite() error })
+	if !ok || half.CloseWrite() != nil {
+		return
+	}
+	c.SetDeadline(time.Now().Add(time.Second))
+	_, _ = io.CopyN(io.Discard, c, 256<<10)
 }

@@ -164,7 +164,8 @@ func (d *Devices) putSeen(ctx context.Context, key, value string) error {
 func raise(v interface {
 	Load() int64
 	CompareAndSwap(old, new int64) bool
-}, at int64) {
+}, at int64,
+) {
 	for {
 		old := v.Load()
 		if at <= old || v.CompareAndSwap(old, at) {

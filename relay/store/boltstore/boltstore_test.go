@@ -153,8 +153,10 @@ func TestOpenRefuses(t *testing.T) {
 		setup func(t *testing.T, dir, path string) string // returns the path to open
 		want  []string
 	}{
-		{"no directory", func(t *testing.T, dir, _ string) string { return filepath.Join(dir, "nowhere", "relay.db") },
-			[]string{"does not exist", "mkdir", "--data"}},
+		{
+			"no directory", func(t *testing.T, dir, _ string) string { return filepath.Join(dir, "nowhere", "relay.db") },
+			[]string{"does not exist", "mkdir", "--data"},
+		},
 		{"garbage", func(t *testing.T, _, path string) string {
 			return write(t, path, []byte(strings.Repeat("this is no database ", 2000)))
 		}, []string{"damaged", "backup"}},
