@@ -1,0 +1,154 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/sallyport/sallyport/agent"
+	"github.com/sallyport/sallyport/agent/service"
+	"github.com/sallyport/sallyport/cmd/sallyport/configfile"
+)
+
+// agentFile is agent.yaml; agent.schema.json describes each key.
+type agentFile struct {
+	Version   int            `yaml:"version"`
+	Data      string         `yaml:"data"`
+	TokenFile string         `yaml:"token_file"`
+	Name      string         `yaml:"name"`
+	Transport []string       `yaml:"transport"`
+	Services  []serviceEntry `yaml:"services"`
+	Log       logSettings    `yaml:"log"`
+}
+
+// serviceEntry is one service of agent.yaml; agent.schema.json describes it.
+type serviceEntry struct {
+	Name               string `yaml:"name"`
+	To                 string `yaml:"to"`
+	Host               string `yaml:"host"`
+	Path               string `yaml:"path"`
+	Auth               string `yaml:"auth"`
+	TLS                string `yaml:"tls"`
+	InsecureSkipVerify bool   `yaml:"insecure_skip_verify"`
+	ServerName         string `yaml:"server_name"`
+	CA                 string `yaml:"ca"`
+	Cert               string `yaml:"cert"`
+	Key                string `yaml:"key"`
+	HTTP2              bool   `yaml:"http2"`
+	ProxyProtocol      bool   `yaml:"proxy_protocol"`
+}
+
+func (e serviceEntry) entry() service.Entry {
+	return service.Entry{
+		Name: e.Name, Target: e.To, Host: e.Host, Path: e.Path, Auth: e.Auth, TLS: e.TLS,
+		InsecureSkipVerify: e.InsecureSkipVerify, ServerName: e.ServerName, CAFile: e.CA,
+		ClientCert: e.Cert, ClientKey: e.Key, HTTP2: e.HTTP2, ProxyProtocol: e.ProxyProtocol,
+		Origin: service.OriginConfig,
+	}
+}
+
+// agentConfig is agent.Config and where its token comes from.
+type agentConfig struct {
+	agent.Config
+	tokenFile string
+}
+
+// loadAgent merges flags, environment, file and defaults, and reports every
+// mistake of all of them at once.
+func loadAgent(c *cli.Context) (agentConfig, logSettings, error) {
+	var af agentFile
+	var file *configfile.File
+	if name := c.String("config"); name != "" {
+		var err error
+		if file, err = configfile.Load(name, configfile.AgentSchema, &af); err != nil && !file.Decoded() {
+			return agentConfig{}, af.Log, configError(err)
+		}
+		checkServices(file, af.Services)
+	}
+	conf := agentConfig{
+		Config: agent.Config{
+			DataDir: setting(c, "data", af.Data), Name: setting(c, "name", af.Name),
+			TransportNames: af.Transport, Software: softwareVersion(),
+		},
+		tokenFile: setting(c, "token-file", af.TokenFile),
+	}
+	if c.IsSet("transport") {
+		conf.TransportNames = c.StringSlice("transport")
+	}
+	for _, s := range af.Services {
+		conf.Services = append(conf.Services, s.entry())
+	}
+	var errs []error
+	if file != nil {
+		errs = append(errs, file.Err())
+	}
+	for _, e := range c.StringSlice("expose") {
+		name, target, ok := strings.Cut(e, "=")
+		if !ok {
+			errs = append(errs, fmt.Errorf("--expose %q: write NAME=TARGET, such as ha=127.0.0.1:8123", e))
+			continue
+		}
+		entry := service.Entry{Name: name, Target: target, Origin: service.OriginFlag}
+		if _, err := entry.Service(); err != nil {
+			errs = append(errs, fmt.Errorf("--expose %q: %w", e, err))
+		}
+		conf.Services = replaceService(conf.Services, entry)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return conf, af.Log, configError(err)
+	}
+	return conf, af.Log, nil
+}
+
+// sameRun reports what a running agent cannot take from a new configuration.
+func sameRun(old, next agentConfig) error {
+	var fixed []string
+	for _, f := range []struct {
+		key  string
+		same bool
+	}{
+		{"data", old.DataDir == next.DataDir},
+		{"name", old.Name == next.Name},
+		{"transport", slices.Equal(old.TransportNames, next.TransportNames)},
+	} {
+		if !f.same {
+			fixed = append(fixed, f.key)
+		}
+	}
+	if len(fixed) > 0 {
+		return fmt.Errorf("%s cannot change while the agent runs: restart it", strings.Join(fixed, ", "))
+	}
+	return nil
+}
+
+// replaceService lets a flag win over the file.
+func replaceService(list []service.Entry, e service.Entry) []service.Entry {
+	for i := range list {
+		if list[i].Name == e.Name && list[i].Origin == service.OriginConfig {
+			list[i] = e
+			return list
+		}
+	}
+	return append(list, e)
+}
+
+// checkServices judges what a schema cannot, with the place of each service.
+func checkServices(file *configfile.File, list []serviceEntry) {
+	first := map[string]int{}
+	for i, s := range list {
+		path := fmt.Sprintf("$.services[%d]", i)
+		if j, ok := first[s.Name]; ok {
+			file.Fault(path+".name", "%q is also the name of services[%d]; give each its own", s.Name, j)
+		} else {
+			first[s.Name] = i
+		}
+		if _, err := s.entry().Service(); err != nil {
+			for line := range strings.SplitSeq(err.Error(), "\n") {
+				file.Fault(path, "%s", line)
+			}
+		}
+	}
+}

@@ -1,0 +1,209 @@
+package main
+
+import (
+	"encoding/json"
+	"maps"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/sallyport/sallyport/cmd/sallyport/configfile"
+)
+
+// schemaKeys returns the keys of a JSON Schema as "services[].name".
+func schemaKeys(t *testing.T, s configfile.Schema) []string {
+	t.Helper()
+	var doc map[string]any
+	if err := json.Unmarshal(s.JSON(), &doc); err != nil {
+		t.Fatal(err)
+	}
+	var keys []string
+	var walk func(prefix string, node map[string]any)
+	walk = func(prefix string, node map[string]any) {
+		if ref, ok := node["$ref"].(string); ok {
+			node = doc["$defs"].(map[string]any)[strings.TrimPrefix(ref, "#/$defs/")].(map[string]any)
+		}
+		if items, ok := node["items"].(map[string]any); ok {
+			walk(prefix+"[]", items)
+		}
+		props, _ := node["properties"].(map[string]any)
+		for name, p := range props {
+			key := strings.TrimPrefix(prefix+"."+name, ".")
+			keys = append(keys, key)
+			walk(key, p.(map[string]any))
+		}
+	}
+	walk("", doc)
+	slices.Sort(keys)
+	return keys
+}
+
+// structKeys returns the keys that a struct decodes, in the same form.
+func structKeys(typ reflect.Type) []string {
+	var keys []string
+	var walk func(prefix string, typ reflect.Type)
+	walk = func(prefix string, typ reflect.Type) {
+		if typ.Kind() == reflect.Slice {
+			prefix, typ = prefix+"[]", typ.Elem()
+		}
+		if typ.Kind() != reflect.Struct {
+			return
+		}
+		for f := range typ.Fields() {
+			key := strings.TrimPrefix(prefix+"."+f.Tag.Get("yaml"), ".")
+			keys = append(keys, key)
+			walk(key, f.Type)
+		}
+	}
+	walk("", typ)
+	slices.Sort(keys)
+	return keys
+}
+
+func TestSchemasAndStructsHaveTheSameKeys(t *testing.T) {
+	for name, c := range map[string]struct {
+		schema configfile.Schema
+		file   any
+	}{
+		"relay": {configfile.RelaySchema, relayFile{}},
+		"agent": {configfile.AgentSchema, agentFile{}},
+	} {
+		want, got := schemaKeys(t, c.schema), structKeys(reflect.TypeOf(c.file))
+		if !slices.Equal(want, got) {
+			t.Errorf("%s: the schema has\n%v\nthe struct has\n%v", name, want, got)
+		}
+	}
+}
+
+// What can be set in one place can be set in the other, under a name that is
+// easy to guess; what cannot stands here with the reason.
+func TestFilesAndFlagsHaveTheSameSettings(t *testing.T) {
+	for name, c := range map[string]struct {
+		schema configfile.Schema
+		flags  []cli.Flag
+		keys   map[string]string // key → flag, when that is not the key with hyphens; "" = none
+		flag   []string          // flags without a key
+	}{
+		"relay": {
+			configfile.RelaySchema, relayFlags(),
+			map[string]string{
+				"version": "", "certificates": "cert", "certificates[].cert": "cert", "certificates[].key": "key", "log": "",
+				"log.format": "log-format", "log.level": "log-level",
+			},
+			[]string{"config"},
+		},
+		"agent": {
+			configfile.AgentSchema, agentFlags(),
+			map[string]string{"version": "", "services": "expose", "log": "", "log.format": "log-format", "log.level": "log-level"},
+			[]string{"config"},
+		},
+	} {
+		left := map[string]bool{}
+		for _, f := range c.flags {
+			left[f.Names()[0]] = true
+		}
+		have := maps.Clone(left)
+		for _, key := range schemaKeys(t, c.schema) {
+			if strings.HasPrefix(key, "services[]") {
+				continue // --expose takes name and target; the rest is `agent expose`'s, see below
+			}
+			flag, special := c.keys[key]
+			if !special {
+				flag = strings.ReplaceAll(key, "_", "-")
+			}
+			if flag != "" && !have[flag] {
+				t.Errorf("%s: key %s has no flag --%s", name, key, flag)
+			}
+			delete(left, flag)
+		}
+		for _, flag := range c.flag {
+			delete(left, flag)
+		}
+		for flag := range left {
+			t.Errorf("%s: flag --%s has no key in the file", name, flag)
+		}
+	}
+}
+
+// A service can be exposed by command with all that the file can say of it.
+func TestServicesAndExposeHaveTheSameSettings(t *testing.T) {
+	expose := find(agentCommand(stdio{}).Subcommands, "expose")
+	left := map[string]bool{}
+	for _, f := range expose.Flags {
+		left[f.Names()[0]] = true
+	}
+	delete(left, "data")
+	for _, key := range schemaKeys(t, configfile.AgentSchema) {
+		word, ok := strings.CutPrefix(key, "services[].")
+		if !ok || word == "name" || word == "to" { // its arguments
+			continue
+		}
+		flag := strings.ReplaceAll(word, "_", "-")
+		if !left[flag] {
+			t.Errorf("key %s: `agent expose` has no flag --%s", key, flag)
+		}
+		delete(left, flag)
+	}
+	for flag := range left {
+		t.Errorf("`agent expose --%s`: a service in the file has no such key", flag)
+	}
+}
+
+// Every flag that is not about one command only can come from the environment.
+func TestSettingsOfProcessesCanComeFromTheEnvironment(t *testing.T) {
+	for name, flags := range map[string][]cli.Flag{"relay": relayFlags(), "agent": agentFlags()} {
+		for _, f := range flags {
+			want := "SALLYPORT_" + strings.ToUpper(strings.ReplaceAll(f.Names()[0], "-", "_"))
+			env := f.(interface{ GetEnvVars() []string }).GetEnvVars()
+			if !slices.Equal(env, []string{want}) && f.Names()[0] != "expose" { // its targets may hold commas
+				t.Errorf("%s: --%s comes from %v, want %s", name, f.Names()[0], env, want)
+			}
+		}
+	}
+}
+
+func TestExamplesLoad(t *testing.T) {
+	files, err := filepath.Glob("../../deploy/*.example.yaml")
+	if err != nil || len(files) != 2 {
+		t.Fatalf("%v, %v", files, err)
+	}
+	for _, f := range files {
+		var out, errs strings.Builder
+		code := run(t.Context(), []string{"sallyport", "validate", f}, stdio{out: &out, err: &errs})
+		kind, _, _ := strings.Cut(filepath.Base(f), ".")
+		if code != 0 || !strings.HasSuffix(out.String(), "fine ("+kind+")\n") {
+			t.Errorf("%s: exit code %d\n%s%s", f, code, out.String(), errs.String())
+		}
+	}
+}
+
+// README's commands exist with their flags.
+func TestREADMECommandsParse(t *testing.T) {
+	raw, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	app, n := newApp(stdio{}), 0
+	for line := range strings.Lines(string(raw)) {
+		_, cmd, ok := strings.Cut(line, "$  sallyport ")
+		if !ok {
+			_, cmd, ok = strings.Cut(line, "$ sallyport ")
+		}
+		if !ok {
+			continue
+		}
+		cmd, _, _ = strings.Cut(cmd, "  ")
+		if _, err := arrange(app, append([]string{"sallyport"}, strings.Fields(cmd)...)); err != nil {
+			t.Errorf("%s: %v", strings.TrimSpace(line), err)
+		}
+		n++
+	}
+	if n < 6 {
+		t.Errorf("only %d commands found in README", n)
+	}
+}

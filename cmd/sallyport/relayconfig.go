@@ -1,0 +1,127 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/sallyport/sallyport/cmd/sallyport/configfile"
+	"github.com/sallyport/sallyport/relay"
+	"github.com/sallyport/sallyport/relay/certs"
+)
+
+// relayFile is relay.yaml; relay.schema.json describes each key.
+type relayFile struct {
+	Version      int         `yaml:"version"`
+	Domain       string      `yaml:"domain"`
+	Listen       string      `yaml:"listen"`
+	HTTP         string      `yaml:"http"`
+	Address      string      `yaml:"address"`
+	Data         string      `yaml:"data"`
+	Certs        string      `yaml:"certs"`
+	Certificates []certPair  `yaml:"certificates"`
+	Decoy        string      `yaml:"decoy"`
+	PublicPort   int         `yaml:"public_port"`
+	Replicas     int         `yaml:"replicas"`
+	Log          logSettings `yaml:"log"`
+}
+
+type certPair struct {
+	Cert string `yaml:"cert"`
+	Key  string `yaml:"key"`
+}
+
+// loadRelay merges flags, environment, file and defaults, and reports every
+// mistake of all of them at once.
+func loadRelay(c *cli.Context) (relay.Config, logSettings, error) {
+	var rf relayFile
+	var file *configfile.File
+	if name := c.String("config"); name != "" {
+		var err error
+		if file, err = configfile.Load(name, configfile.RelaySchema, &rf); err != nil && !file.Decoded() {
+			return relay.Config{}, rf.Log, configError(err)
+		}
+	}
+	conf := relay.Config{
+		DataDir:    setting(c, "data", rf.Data),
+		Domain:     setting(c, "domain", rf.Domain),
+		Listen:     setting(c, "listen", rf.Listen),
+		HTTP:       setting(c, "http", rf.HTTP),
+		Address:    setting(c, "address", rf.Address),
+		Certs:      setting(c, "certs", rf.Certs),
+		Decoy:      setting(c, "decoy", rf.Decoy),
+		PublicPort: intSetting(c, "public-port", rf.PublicPort),
+		Replicas:   intSetting(c, "replicas", rf.Replicas),
+		Software:   softwareVersion(),
+	}
+	for _, p := range rf.Certificates {
+		conf.CertFiles = append(conf.CertFiles, certs.Pair{Cert: p.Cert, Key: p.Key})
+	}
+	if c.String("cert") != "" || c.String("key") != "" {
+		conf.CertFiles = []certs.Pair{{Cert: c.String("cert"), Key: c.String("key")}}
+	}
+	return conf, rf.Log, settingsError(c, file, conf.Check())
+}
+
+// settingsError places problems in the file when they come from there.
+func settingsError(c *cli.Context, file *configfile.File, problems []relay.Problem) error {
+	var loose []error
+	for _, p := range problems {
+		if file != nil && !c.IsSet(flagOf(p.Key)) {
+			file.Fault("$."+p.Key, "%s", p.Message)
+			continue
+		}
+		loose = append(loose, fmt.Errorf("--%s: %s", flagOf(p.Key), p.Message))
+	}
+	if file != nil {
+		loose = append(loose, file.Err())
+	}
+	if err := errors.Join(loose...); err != nil {
+		return configError(err)
+	}
+	return nil
+}
+
+func flagOf(key string) string {
+	switch key {
+	case "public_port":
+		return "public-port"
+	case "certificates":
+		return "cert"
+	}
+	return key
+}
+
+func intSetting(c *cli.Context, flag string, file int) int {
+	if c.IsSet(flag) || file == 0 {
+		return c.Int(flag)
+	}
+	return file
+}
+
+// configError marks an error as one of configuration: exit code 2. Several
+// mistakes get a line that counts them.
+func configError(err error) error {
+	n := 0
+	var count func(error)
+	count = func(err error) {
+		if many, ok := err.(interface{ Unwrap() []error }); ok {
+			for _, e := range many.Unwrap() {
+				count(e)
+			}
+		} else if faults, ok := err.(*configfile.Faults); ok {
+			n += len(faults.Faults)
+		} else {
+			n++
+		}
+	}
+	count(err)
+	if n > 1 {
+		err = fmt.Errorf("%d mistakes in the configuration:\n%w", n, err)
+	}
+	if _, ok := errors.AsType[*configfile.Faults](err); ok {
+		return failed(exitUsage, "mend what is listed; `sallyport validate FILE` checks again", err)
+	}
+	return failed(exitUsage, "", err)
+}

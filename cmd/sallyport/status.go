@@ -1,0 +1,212 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/sallyport/sallyport/agent/control"
+	"github.com/sallyport/sallyport/relay/admin"
+)
+
+func statusCommand(io stdio) *cli.Command {
+	return &cli.Command{
+		Name:  "status",
+		Usage: "how the relay or the agent on this machine is",
+		Description: "Looks for a running relay and a running agent in the default directories, or for either in --data.\n" +
+			"Exit code 69 when neither runs.",
+		OnUsageError: onUsageError,
+		Flags:        []cli.Flag{&cli.StringFlag{Name: "data", Usage: "state `DIR`ectory of a relay or an agent", EnvVars: []string{"SALLYPORT_DATA"}}, jsonFlag()},
+		Action:       func(c *cli.Context) error { return showStatus(c, io) },
+	}
+}
+
+// statusJSON is the whole of `status --json`; its schema only grows.
+type statusJSON struct {
+	Schema int             `json:"schema"`
+	Relay  *admin.Status   `json:"relay,omitempty"`
+	Agent  *control.Status `json:"agent,omitempty"`
+}
+
+func showStatus(c *cli.Context, io stdio) error {
+	if err := noArgs(c); err != nil {
+		return err
+	}
+	relayDir, agentDir := firstOf(c.String("data"), defaultRelayData), firstOf(c.String("data"), defaultAgentData)
+	st := statusJSON{Schema: 1}
+	var errs []error
+	if socketThere(relayDir, admin.SocketName) {
+		r, err := admin.NewClient(relayDir).Status(c.Context)
+		if err == nil {
+			r.Agents, r.Hosts = list(r.Agents), list(r.Hosts)
+			st.Relay = &r
+		}
+		errs = append(errs, err)
+	}
+	if socketThere(agentDir, control.SocketName) {
+		a, err := control.NewClient(agentDir).Status(c.Context)
+		if err == nil {
+			st.Agent = &a
+		}
+		errs = append(errs, err)
+	}
+	if st.Relay == nil && st.Agent == nil {
+		if err := errors.Join(errs...); err != nil {
+			_, hint := classify(err)
+			return failed(exitUnreachable, hint, err)
+		}
+		return failed(exitUnreachable, "start one, or say with --data where its state is",
+			fmt.Errorf("neither a relay (%s) nor an agent (%s) runs here", relayDir, agentDir))
+	}
+	if err := errors.Join(errs...); err != nil { // one of two
+		fmt.Fprintf(io.err, "sallyport: %v\n", err)
+	}
+	if c.Bool("json") {
+		return printJSON(io.out, st)
+	}
+	if st.Relay != nil {
+		printRelay(io.out, *st.Relay)
+	}
+	if st.Agent != nil {
+		printAgent(io.out, *st.Agent)
+	}
+	return nil
+}
+
+// socketThere is false when there is surely none. In a directory that we may
+// not look into there may be one: the client says so.
+func socketThere(dir, name string) bool {
+	_, err := os.Lstat(filepath.Join(dir, name))
+	return err == nil || errors.Is(err, fs.ErrPermission)
+}
+
+// list makes JSON's [] of nothing, so that scripts need not know null.
+func list[T any](s []T) []T {
+	if s == nil {
+		return []T{}
+	}
+	return s
+}
+
+func printJSON(out io.Writer, v any) error {
+	e := json.NewEncoder(out)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}
+
+func printRelay(out io.Writer, st admin.Status) {
+	fmt.Fprintf(out, "relay %s  domain %s  listens on %s  up %s\n", st.Version, st.Domain, strings.Join(st.Listen, ", "), ago(st.Started))
+	fmt.Fprintf(out, "certificates %s  decoy %s  visitors %d  devices %d\n", st.Certs, st.Decoy, st.Visitors, st.Devices)
+	w := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
+	if len(st.Agents) > 0 {
+		fmt.Fprintln(w, "\nAGENT\tSTATE\tTRANSPORT\tRTT\tSTREAMS\tIN\tOUT")
+	}
+	for _, a := range st.Agents {
+		transport, rtt := "-", "-"
+		if len(a.Sessions) > 0 {
+			transport = a.Sessions[0].Transport
+			if ms := a.Sessions[0].RTTMillis; ms > 0 {
+				rtt = fmt.Sprintf("%.1f ms", ms)
+			}
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", a.Name, agentState(a), transport, rtt, a.Streams, bytesText(a.BytesIn), bytesText(a.BytesOut))
+	}
+	if len(st.Hosts) > 0 {
+		fmt.Fprintln(w, "\nURL\tSERVICE\tAGENT\tAUTH\tREADABLE BY")
+	}
+	for _, h := range st.Hosts {
+		if len(h.Services) == 0 {
+			fmt.Fprintf(w, "%s\t(withdrawn)\t%s\t-\t-\n", h.Host, h.Agent)
+		}
+		for _, s := range h.Services {
+			reader := "the relay"
+			if s.TLS != "relay" {
+				reader = "nobody between (passed through)"
+			}
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", s.URL, s.Name, h.Agent, s.Auth, reader)
+		}
+	}
+	w.Flush()
+	for _, warn := range st.Warnings {
+		fmt.Fprintf(out, "\nwarning: %s\n", warn)
+	}
+}
+
+func agentState(a admin.Agent) string {
+	switch {
+	case a.Revoked:
+		return "revoked"
+	case a.Online:
+		return "online " + ago(a.Since)
+	case a.Since.IsZero():
+		return "never seen"
+	}
+	return "offline " + ago(a.Since)
+}
+
+func printAgent(out io.Writer, st control.Status) {
+	state := st.State
+	if !st.Since.IsZero() {
+		state += " " + ago(st.Since)
+	}
+	fmt.Fprintf(out, "agent %s  %s  relay %s\n", firstOf(st.Name, "(not joined yet)"), state, firstOf(st.Relay, "-"))
+	if st.Link != nil {
+		fmt.Fprintf(out, "link %s to %s  RTT %.1f ms  streams %d  in %s  out %s\n",
+			st.Link.Transport, st.Link.Addr, st.Link.RTT, st.Link.Streams, bytesText(st.Link.BytesIn), bytesText(st.Link.BytesOut))
+	}
+	if st.Demoted != "" {
+		fmt.Fprintf(out, "%s stalls here and is not used until %s\n", st.Demoted, st.Until.Local().Format(time.TimeOnly))
+	}
+	if st.Error != "" {
+		fmt.Fprintf(out, "last error (%s ago): %s\n", ago(st.ErrorAt), st.Error)
+	}
+	w := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
+	if len(st.Services) > 0 {
+		fmt.Fprintln(w, "\nSERVICE\tTARGET\tAUTH\tURL\tFROM")
+	}
+	for _, s := range st.Services {
+		where := firstOf(s.URL, "(not registered yet)")
+		if s.Error != "" {
+			where = "refused: " + s.Error
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", s.Name, s.Target, s.Auth, where, s.Origin)
+	}
+	w.Flush()
+}
+
+func ago(t time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	d := time.Since(t)
+	switch {
+	case d < time.Minute:
+		return fmt.Sprintf("%ds", int(d.Seconds()))
+	case d < time.Hour:
+		return fmt.Sprintf("%dm", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh%02dm", int(d.Hours()), int(d.Minutes())%60)
+	}
+	return fmt.Sprintf("%dd", int(d.Hours()/24))
+}
+
+func bytesText(n uint64) string {
+	units := []string{"B", "kB", "MB", "GB", "TB"}
+	f, i := float64(n), 0
+	for f >= 1000 && i < len(units)-1 {
+		f, i = f/1000, i+1
+	}
+	if i == 0 {
+		return fmt.Sprintf("%d B", n)
+	}
+	return fmt.Sprintf("%.1f %s", f, units[i])
+}
