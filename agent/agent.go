@@ -42,6 +42,8 @@ type Agent struct {
 	identityMu sync.Mutex // orders changes of identity and their writes
 	cert       atomic.Pointer[tls.Certificate]
 	uplink     atomic.Pointer[uplink.Uplink]
+	latest     atomic.Pointer[session] // that the relay welcomed; nil: it ended
+	streams    atomic.Int64            // data streams open now, of all sessions
 }
 
 // New checks the configuration. It starts nothing and writes nothing.

@@ -76,6 +76,9 @@ type Config struct {
 	// TransportNames restricts and orders the transports: "quic", "tcp";
 	// empty = both, in this order.
 	TransportNames []string
+	// MaxStreams is how many visitors' streams may be open at once, over all
+	// sessions; more are reset with CodeOverload. 0 = 1,000.
+	MaxStreams int
 
 	// The rest are seams for tests and unusual networks; nil = the real thing.
 
@@ -96,6 +99,10 @@ type Config struct {
 	Transports func() []tunnel.Transport
 }
 
+// maxStreams is the default of Config.MaxStreams: far more than a home's
+// visitors need, and less than the open files that most systems allow.
+const maxStreams = 1000
+
 func (c *Config) validate() error {
 	var errs []error
 	if c.DataDir == "" {
@@ -103,6 +110,9 @@ func (c *Config) validate() error {
 	}
 	if dup := duplicates(c.Services); len(dup) > 0 {
 		errs = append(errs, fmt.Errorf("services are given twice: %s\nGive each a name of its own.", strings.Join(dup, ", ")))
+	}
+	if c.MaxStreams < 0 {
+		errs = append(errs, fmt.Errorf("at most %d streams: give a positive number, or 0 for %d", c.MaxStreams, maxStreams))
 	}
 	for _, n := range c.TransportNames {
 		if n != "quic" && n != "tcp" {
@@ -138,6 +148,9 @@ func (c *Config) fill() {
 	}
 	if c.Network == nil {
 		c.Network = localAddresses
+	}
+	if c.MaxStreams == 0 {
+		c.MaxStreams = maxStreams
 	}
 	if len(c.TransportNames) == 0 {
 		c.TransportNames = []string{"quic", "tcp"}

@@ -52,10 +52,11 @@ type session struct {
 	began    int64         // Unix nanoseconds
 	lastOpen atomic.Int64  // when one ended last, Unix nanoseconds; 0: none did
 
-	seq      uint64            // of Register
-	versions map[uint64]uint64 // Seq → version of the list, until answered
-	pings    pinger
-	due      time.Time // when the ping timer was to fire
+	seq     uint64 // of the last Register
+	version uint64 // of the list that it carried
+	asked   bool   // it was not answered yet
+	pings   pinger
+	due     time.Time // when the ping timer was to fire
 }
 
 // serve runs one session; it is the uplink's ServeFunc.
@@ -63,11 +64,12 @@ func (a *Agent) serve(ctx context.Context, s tunnel.Session, link *uplink.Link) 
 	c := &session{
 		a: a, s: s, link: link, began: time.Now().UnixNano(), log: a.log.With("transport", link.Transport()),
 		out: make(chan protocol.Message, 16), in: make(chan protocol.Message, 16), readErr: make(chan error, 1),
-		arrived: make(chan struct{}, 1), versions: map[uint64]uint64{}, pings: newPinger(),
+		arrived: make(chan struct{}, 1), pings: newPinger(),
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	err := c.run(ctx, &wg)
+	a.latest.CompareAndSwap(c, nil)
 	cancel()
 	code := protocol.CodeOK
 	switch {
@@ -132,6 +134,7 @@ func (c *session) hello(ctx context.Context) error {
 	if w.Version != protocol.Version {
 		return fmt.Errorf("%w: %d, this agent speaks %d", errVersion, w.Version, protocol.Version)
 	}
+	c.a.latest.Store(c)
 	c.a.welcome(w, c.s.Peer())
 	return nil
 }
@@ -189,11 +192,23 @@ func (c *session) send(m protocol.Message) {
 }
 
 // accept serves the streams that the relay opens, each in its own goroutine.
+// Those beyond Config.MaxStreams it resets at once: each would become a socket
+// at home, and the relay is not trusted with how many there are.
 func (c *session) accept(ctx context.Context, wg *sync.WaitGroup) {
+	var said time.Time
 	for {
 		s, err := c.s.AcceptStream(ctx)
 		if err != nil {
 			return // the session is over: loop sees it
+		}
+		if c.a.streams.Add(1) > int64(c.a.cfg.MaxStreams) {
+			c.a.streams.Add(-1)
+			s.Reset(protocol.CodeOverload)
+			if now := time.Now(); said.IsZero() || now.Sub(said) >= time.Minute {
+				said = now
+				c.log.Warn("too many streams are open, more are refused", "most", c.a.cfg.MaxStreams)
+			}
+			continue
 		}
 		c.open.Add(1)
 		select {
@@ -208,6 +223,7 @@ func (c *session) serveStream(ctx context.Context, s tunnel.Stream) {
 	defer func() {
 		c.lastOpen.Store(time.Now().UnixNano())
 		c.open.Add(-1)
+		c.a.streams.Add(-1)
 	}()
 	c.a.table.ServeStream(ctx, s)
 }
@@ -241,7 +257,7 @@ func (c *session) loop(ctx context.Context) error {
 			if err := c.handle(m); err != nil {
 				return err
 			}
-			if len(c.versions) == 0 {
+			if !c.asked {
 				answerBy.Stop()
 			}
 		case err := <-c.readErr:
@@ -295,7 +311,7 @@ func (c *session) ended(err error) error {
 func (c *session) handle(m protocol.Message) error {
 	switch m := m.(type) {
 	case protocol.Ping:
-		c.send(protocol.Pong{Seq: m.Seq, Pad: m.Pad})
+		c.send(protocol.Pong(m))
 	case protocol.Pong:
 		c.pong(m, time.Now())
 	case protocol.Registered:
@@ -314,22 +330,21 @@ func (c *session) handle(m protocol.Message) error {
 func (c *session) register() <-chan struct{} {
 	version, services, changed := c.a.offer.list()
 	c.seq++
-	c.versions[c.seq] = version
+	c.version, c.asked = version, true
 	c.send(protocol.Register{Seq: c.seq, Services: services})
 	return changed
 }
 
 func (c *session) registered(m protocol.Registered) {
-	version, ok := c.versions[m.Seq]
-	if !ok {
-		return // answered twice, or never asked
+	if !c.asked || m.Seq != c.seq {
+		return // overtaken by a newer list, answered twice, or never asked
 	}
-	for seq := range c.versions { // older ones are overtaken
-		if seq <= m.Seq {
-			delete(c.versions, seq)
-		}
+	c.asked = false
+	// The relay takes the list of the newest session only; on an older one it
+	// just says how things stand.
+	if latest := c.a.latest.Load(); latest == nil || latest == c {
+		c.a.offer.answer(c.version, m.Services)
 	}
-	c.a.offer.answer(version, m.Services)
 	c.link.Ready()
 }
 

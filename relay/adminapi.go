@@ -45,7 +45,7 @@ func (r *Relay) serveAdmin(ctx context.Context) error {
 func (r *Relay) status(ctx context.Context) (admin.Status, error) {
 	st := admin.Status{
 		Version: r.conf.Software, Domain: r.conf.Domain, Started: r.started,
-		Listen: []string{r.tcp.Addr().String()}, Certs: r.conf.certs(), Data: r.conf.DataDir, Decoy: r.conf.decoy(),
+		Listen: []string{r.tcp.Addr().String()}, Certs: r.conf.certs(), Data: r.conf.DataDir, Decoy: r.decoy.Load().choice,
 		Visitors: r.door.Connections(),
 	}
 	if r.http != nil {
@@ -75,7 +75,6 @@ func (r *Relay) newToken(ctx context.Context, q admin.TokenRequest) (admin.Token
 	if err != nil {
 		return admin.Token{}, err
 	}
-	r.event("token made", slog.Any("hosts", q.Hosts), slog.Time("expires", t.Expires))
 	return admin.Token{Token: t.String(), Expires: t.Expires, Hosts: q.Hosts}, nil
 }
 
@@ -99,7 +98,7 @@ func (r *Relay) addDevice(ctx context.Context, q admin.DeviceRequest) (admin.Iss
 	if err != nil {
 		return admin.IssuedDevice{}, deviceError(err)
 	}
-	r.event("device added", slog.String("device", d.Name), slog.String("id", d.ID), slog.Any("hosts", d.Hosts), slog.Time("not_after", d.NotAfter))
+	r.event("device.added", slog.String("device", d.Name), slog.String("id", d.ID), slog.Any("hosts", d.Hosts), slog.Time("not_after", d.NotAfter))
 	return admin.IssuedDevice{Device: deviceView(d), Cert: cert.Raw, CA: r.state.deviceCA.Cert().Raw}, nil
 }
 
@@ -116,7 +115,7 @@ func (r *Relay) revokeDevice(ctx context.Context, name string) (admin.Device, er
 	if err != nil {
 		return admin.Device{}, deviceError(err)
 	}
-	r.event("device revoked", slog.String("device", d.Name), slog.String("id", d.ID))
+	r.event("device.revoked", slog.String("device", d.Name), slog.String("id", d.ID))
 	return deviceView(d), nil
 }
 
@@ -131,11 +130,11 @@ func deviceView(d devices.Device) admin.Device {
 func deviceError(err error) error {
 	switch {
 	case errors.Is(err, devices.ErrUnknown):
-		return &admin.Error{Code: admin.CodeNotFound, Message: err.Error(), Hint: "sallyport device list shows the names"}
+		return &admin.Error{Code: admin.CodeNotFound, Message: err.Error()}
 	case errors.Is(err, devices.ErrNameTaken):
-		return &admin.Error{Code: admin.CodeConflict, Message: err.Error(), Hint: "take another name, or revoke that device first"}
+		return &admin.Error{Code: admin.CodeConflict, Message: err.Error()}
 	case errors.Is(err, devices.ErrKeyUsed):
-		return &admin.Error{Code: admin.CodeConflict, Message: err.Error(), Hint: "make a new key for each certificate"}
+		return &admin.Error{Code: admin.CodeConflict, Message: err.Error()}
 	}
 	return &admin.Error{Code: admin.CodeBadRequest, Message: err.Error()}
 }
@@ -208,6 +207,6 @@ func (r *Relay) reloadNow(context.Context) (admin.Reloaded, error) {
 	if err := r.public.reload(); err != nil {
 		return admin.Reloaded{}, &admin.Error{Code: admin.CodeRefused, Message: "nothing reloaded: " + err.Error()}
 	}
-	r.event("certificates reloaded")
+	r.event("certificates.reloaded")
 	return admin.Reloaded{Changed: []string{"the certificate files were read again"}}, nil
 }

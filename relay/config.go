@@ -110,6 +110,9 @@ func (c Config) Check() []Problem {
 	if c.PublicPort < 0 || c.PublicPort > 65535 {
 		bad("public_port", "%d is not a port", c.PublicPort)
 	}
+	if c.Replicas < 0 || c.Replicas > 16 {
+		bad("replicas", "%d is not between 1 and 16", c.Replicas)
+	}
 	return ps
 }
 

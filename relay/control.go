@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sallyport/sallyport/protocol"
@@ -29,7 +31,31 @@ const (
 type control struct {
 	session tunnel.Session
 	stream  tunnel.Stream
-	write   sync.Mutex // one message at a time; held across the write, never across a read
+	heard   atomic.Int64 // when a message came last, Unix nanoseconds
+	costly  *limiter     // of messages that cost the relay a disk write
+	write   sync.Mutex   // one message at a time; held across the write, never across a read
+}
+
+// Registering and renewing write to disk and rebuild routes for all homes: a
+// home may do so ten times at once, then once a second.
+const (
+	costlyBurst = 10
+	costlyEvery = time.Second
+)
+
+// pace waits until the next costly message may be served. The agent's later
+// messages wait behind it.
+func (c *control) pace(ctx context.Context) error {
+	for !c.costly.take(time.Now()) {
+		select {
+		case <-time.After(costlyEvery):
+		case <-c.session.Done():
+			return c.session.Err()
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
 }
 
 func (c *control) send(m protocol.Message) error {
@@ -39,9 +65,16 @@ func (c *control) send(m protocol.Message) error {
 	return protocol.WriteMessage(c.stream, m)
 }
 
-// serveSession runs one agent session until it ends. It owns s.
-func (r *Relay) serveSession(ctx context.Context, s tunnel.Session) {
+// serveSession runs one agent session until it ends. It owns s. settled is
+// called once the agent is known and attached.
+func (r *Relay) serveSession(ctx context.Context, s tunnel.Session, settled func()) {
 	peer := s.Peer()
+	said, ok := r.admit(peer.ID)
+	if !ok {
+		s.Close(protocol.CodeOverload, "too many sessions without a hello")
+		return
+	}
+	defer said()
 	log := r.log.With("agent", peer.ID.Short(), "transport", peer.Transport, "remote", peer.Addr.String())
 	stop := context.AfterFunc(ctx, func() { s.Close(protocol.CodeGoingAway, "the relay stops") })
 	defer stop()
@@ -53,7 +86,7 @@ func (r *Relay) serveSession(ctx context.Context, s tunnel.Session) {
 	}
 	if !slices.Contains(hello.Versions, protocol.Version) {
 		s.Close(protocol.CodeVersion, fmt.Sprintf("the relay speaks version %d; upgrade the older of the two", protocol.Version))
-		log.Warn("agent speaks no version of ours", "versions", hello.Versions, "software", hello.Software)
+		log.Warn("agent speaks no version of ours", "versions", hello.Versions, "software", clip(hello.Software, 64))
 		return
 	}
 	detach, err := r.attach(c, hello)
@@ -62,19 +95,17 @@ func (r *Relay) serveSession(ctx context.Context, s tunnel.Session) {
 		log.Warn("agent refused", "err", err)
 		return
 	}
-	log.Info("agent connected", "instance", hello.Instance, "software", hello.Software)
-	err = r.runControl(ctx, c, hello, log)
+	log.Debug("agent said hello", "software", clip(hello.Software, 64))
+	said()
+	settled()
+	err = r.runControl(ctx, c, log)
 	detach()
 	code := protocol.CodeOK
 	if errors.Is(err, protocol.ErrMalformed) {
 		code = protocol.CodeProtocol
 	}
 	s.Close(code, "the control stream ended")
-	if cause := s.Err(); cause != nil {
-		err = cause
-	}
-	st := s.Stats()
-	log.Info("agent disconnected", "reason", err, "bytes_in", st.BytesIn, "bytes_out", st.BytesOut)
+	log.Debug("control stream ended", "err", err)
 }
 
 // acceptControl waits for the agent's first stream and its Hello.
@@ -94,11 +125,11 @@ func acceptControl(ctx context.Context, s tunnel.Session) (*control, protocol.He
 	if !ok {
 		return nil, protocol.Hello{}, fmt.Errorf("the first message has type %d, not Hello", m.Type())
 	}
-	return &control{session: s, stream: stream}, hello, nil
+	return &control{session: s, stream: stream, costly: newLimiter(costlyBurst, costlyEvery)}, hello, nil
 }
 
 // runControl answers the agent until the control stream ends.
-func (r *Relay) runControl(ctx context.Context, c *control, hello protocol.Hello, log *slog.Logger) error {
+func (r *Relay) runControl(ctx context.Context, c *control, log *slog.Logger) error {
 	name := r.agentName(c.session.Peer().ID)
 	if err := c.send(protocol.Welcome{
 		Version: protocol.Version, Name: name, Domain: r.conf.Domain, Time: r.now(), Software: r.conf.Software,
@@ -116,6 +147,7 @@ func (r *Relay) runControl(ctx context.Context, c *control, hello protocol.Hello
 		if err != nil {
 			return err
 		}
+		c.heard.Store(time.Now().UnixNano())
 		reply, err := r.answer(ctx, c, m, log)
 		if err != nil {
 			return err
@@ -137,16 +169,15 @@ func (r *Relay) answer(ctx context.Context, c *control, m protocol.Message, log 
 	case protocol.Pong:
 		return nil, nil
 	case protocol.Register:
-		regs := r.registry.Register(ctx, id, m.Services)
-		for _, g := range regs {
-			if g.Error != "" {
-				log.Warn("service refused", "service", g.Name, "reason", g.Error)
-			} else {
-				log.Info("service offered", "service", g.Name, "url", g.URL)
-			}
+		if err := c.pace(ctx); err != nil {
+			return nil, err
 		}
+		regs := r.registry.Register(ctx, c.session, m.Services)
 		return protocol.Registered{Seq: m.Seq, Services: regs}, nil
 	case protocol.Renew:
+		if err := c.pace(ctx); err != nil {
+			return nil, err
+		}
 		cert, err := r.renewAgent(id, m.CSR)
 		if err != nil {
 			log.Warn("agent certificate not renewed", "err", err)
@@ -155,11 +186,11 @@ func (r *Relay) answer(ctx context.Context, c *control, m protocol.Message, log 
 		log.Info("agent certificate renewed", "not_after", cert.NotAfter)
 		return protocol.Renewed{Cert: cert.Raw}, nil
 	case protocol.GoAway:
-		log.Info("agent goes away", "reason", m.Reason)
+		log.Info("agent goes away", "reason", clip(m.Reason, 128))
 		r.registry.Retire(c.session)
 		return nil, nil
 	}
-	return nil, fmt.Errorf("message type %d is not for the relay", m.Type())
+	return nil, fmt.Errorf("%w: message type %d is not for the relay", protocol.ErrMalformed, m.Type())
 }
 
 // refuseStreams resets data streams that an agent opens: in this version only
@@ -213,10 +244,11 @@ func (r *Relay) verifyAgent(cs tls.ConnectionState) error {
 	return r.knownAgent(protocol.AgentIDOf(leaf))
 }
 
-// goAway tells every agent that the relay will be away for a moment.
+// goAway tells every agent that the relay will be away for a moment. One that
+// does not read holds nothing up.
 func (r *Relay) goAway() {
 	r.mu.Lock()
-	controls := slices.Collect(keys(r.controls))
+	controls := slices.Collect(maps.Keys(r.controls))
 	r.mu.Unlock()
 	var wg sync.WaitGroup
 	for _, c := range controls {
@@ -227,15 +259,16 @@ func (r *Relay) goAway() {
 			})
 		})
 	}
-	wg.Wait()
-}
-
-func keys[K comparable, V any](m map[K]V) func(func(K) bool) {
-	return func(yield func(K) bool) {
-		for k := range m {
-			if !yield(k) {
-				return
-			}
-		}
+	told := make(chan struct{})
+	go func() {
+		wg.Wait() // each write has a deadline, and ends with its session
+		close(told)
+	}()
+	select {
+	case <-told:
+	case <-time.After(time.Second):
 	}
 }
+
+// clip bounds what an agent says about itself before it is logged.
+func clip(s string, n int) string { return s[:min(len(s), n)] }

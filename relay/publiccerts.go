@@ -33,7 +33,7 @@ func newPublicCerts(conf Config, st *state) (*publicCerts, error) {
 	internal, err := certs.NewInternal(certs.InternalConfig{
 		Issue: func(pub crypto.PublicKey, name string, from, to time.Time) (*x509.Certificate, error) {
 			return st.publicCA.Issue(pub, pki.Grant{
-				Profile: pki.Server, Name: name, DNSNames: []string{name}, NotBefore: from, NotAfter: to,
+				Profile: pki.Server, Name: name, NotBefore: from, NotAfter: to,
 			})
 		},
 		Allow: p.allowed,

@@ -59,19 +59,23 @@ type Relay struct {
 	router     *edge.Router
 	sites      atomic.Pointer[names.Table[*door.Site]]
 	public     *publicCerts
-	decoy      atomic.Pointer[edge.Target]
+	decoy      atomic.Pointer[decoy]
 	joinLimit  *limiter
+	denials    *limiter // of audit lines about refused devices
 
 	tcp  net.Listener
 	udp  net.PacketConn
 	http net.Listener // nil: off
 	quic *tunnelquic.Listener
 
-	rebuild chan struct{} // holds one: routes changed
+	building sync.Mutex        // one rebuild of routes at a time; guards lanes and policies
+	lanes    map[laneKey]*lane // of hosts that are passed through
+	policies map[string]string // host → policy
 
 	mu       sync.Mutex               // guards the fields below
 	proxies  map[proxyKey]*door.Proxy // kept over rebuilds, so that idle backend connections are
 	controls map[*control]struct{}
+	unsaid   map[protocol.AgentID]int // sessions that have not said hello
 }
 
 // New reads or makes what the relay keeps in its data directory. It opens no
@@ -83,9 +87,9 @@ func New(conf Config) (*Relay, error) {
 	conf.Domain, _ = names.Canonical(conf.Domain) // checked above
 	r := &Relay{
 		conf: conf, log: conf.logger(), now: conf.now(),
-		router: edge.NewRouter(), rebuild: make(chan struct{}, 1),
-		proxies: map[proxyKey]*door.Proxy{}, controls: map[*control]struct{}{},
-		joinLimit: newLimiter(joinBurst, joinEvery),
+		router:  edge.NewRouter(),
+		proxies: map[proxyKey]*door.Proxy{}, controls: map[*control]struct{}{}, unsaid: map[protocol.AgentID]int{},
+		joinLimit: newLimiter(joinBurst, joinEvery), denials: newLimiter(100, 36*time.Second),
 	}
 	r.started = r.now()
 	var err error
@@ -108,7 +112,7 @@ func New(conf Config) (*Relay, error) {
 	}
 	r.door, err = door.New(door.Config{
 		Lookup: r.site, ClientCAs: r.state.deviceCA.Pool(), Check: r.checkDevice, Seen: r.devices.Seen,
-		Logger: r.log, Now: r.now,
+		Logger: r.log, Now: r.now, Audit: r.denied,
 	})
 	if err != nil {
 		return nil, errors.Join(err, r.audit.Close())
@@ -134,11 +138,11 @@ func (r *Relay) Listen() error {
 	if err != nil {
 		return errors.Join(err, r.Close())
 	}
-	decoy, err := r.makeDecoy(r.conf.decoy())
+	d, err := r.makeDecoy(r.conf.decoy())
 	if err != nil {
 		return errors.Join(err, r.Close())
 	}
-	r.decoy.Store(&decoy)
+	r.decoy.Store(d)
 	r.quic, err = tunnelquic.Listen(r.udp, r.quicTLS(), tunnelquic.Config{
 		ResetKey: &r.state.tunnel.ResetKey, IdleTimeout: quicIdleTimeout, Logger: r.log,
 	})
@@ -219,7 +223,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	if err := r.Listen(); err != nil {
 		return err
 	}
-	r.event("relay started")
+	r.event("relay.started")
 	// What runs does not end with the caller's context at once: agents are told first.
 	running, stop := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer stop(nil)
@@ -234,7 +238,6 @@ func (r *Relay) Run(ctx context.Context) error {
 	}
 	run("public port", r.serveEdge)
 	run("tunnel over QUIC", r.serveQUIC)
-	run("routes", r.keepRoutes)
 	run("registry", r.registry.Run)
 	run("devices", r.devices.Run)
 	run("certificates", r.public.run)
@@ -250,7 +253,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	case <-running.Done():
 	}
 	wg.Wait()
-	r.event("relay stopped")
+	r.event("relay.stopped")
 	err := r.Close()
 	if cause := context.Cause(running); cause != nil && !errors.Is(cause, context.Canceled) {
 		return cause
@@ -276,7 +279,7 @@ func (r *Relay) serveQUIC(ctx context.Context) error {
 			}
 			return err
 		}
-		wg.Go(func() { r.serveSession(ctx, s) })
+		wg.Go(func() { r.serveSession(ctx, s, func() {}) })
 	}
 }
 
@@ -303,7 +306,17 @@ func (r *Relay) deviceRevoked(id string) {
 	r.log.Info("device revoked", "device", id, "connections_closed", n)
 }
 
-// sendGoAway asks one agent to leave one session; it does not block.
+// denied writes refused devices to the audit log, at most a hundred an hour:
+// a scanner must not fill the disk.
+func (r *Relay) denied(name string, attrs ...slog.Attr) {
+	if r.denials.take(r.now()) {
+		r.event(name, attrs...)
+	}
+}
+
+// sendGoAway asks an agent to leave a session; it does not block. A session
+// that another process replaced and that stays silent is dead: its visitors
+// must not wait until the transport notices.
 func (r *Relay) sendGoAway(s tunnel.Session, m protocol.GoAway) {
 	r.mu.Lock()
 	var to *control
@@ -314,6 +327,23 @@ func (r *Relay) sendGoAway(s tunnel.Session, m protocol.GoAway) {
 	}
 	r.mu.Unlock()
 	if to != nil {
-		go func() { _ = to.send(m) }() // the write has a deadline; a dead session ends it sooner
+		go r.partFrom(to, m)
+	}
+}
+
+// partGrace is how long a replaced session has to show that it lives.
+const partGrace = 2 * time.Second
+
+func (r *Relay) partFrom(c *control, m protocol.GoAway) {
+	asked := time.Now()
+	if err := errors.Join(c.send(m), c.send(protocol.NewPing(0))); err != nil {
+		return // the session has ended, or its next write finds out
+	}
+	select {
+	case <-time.After(partGrace):
+	case <-c.session.Done():
+	}
+	if c.heard.Load() < asked.UnixNano() {
+		c.session.Close(protocol.CodeTimeout, "replaced, and silent since")
 	}
 }

@@ -44,8 +44,8 @@ func (r *Relay) Reload(conf Config) error {
 	if err := r.public.reload(); err != nil {
 		return fmt.Errorf("nothing reloaded: %w", err)
 	}
-	r.decoy.Store(&decoy)
+	r.decoy.Store(decoy)
 	r.routesChanged()
-	r.event("configuration reloaded")
+	r.event("configuration.reloaded")
 	return nil
 }

@@ -1,10 +1,12 @@
 package relay
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -21,25 +23,14 @@ import (
 	"github.com/sallyport/sallyport/relay/registry"
 )
 
-// routesChanged notes that routes are to be built again. It never blocks.
+// routesChanged builds the routes again before it returns: what an agent is
+// told to be registered is reachable.
 func (r *Relay) routesChanged() {
-	select {
-	case r.rebuild <- struct{}{}:
-	default:
+	if r.registry == nil {
+		return // it is being made; Listen builds the first routes
 	}
-}
-
-// keepRoutes rebuilds whenever something changed.
-func (r *Relay) keepRoutes(ctx context.Context) error {
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-r.rebuild:
-			if err := r.buildRoutes(); err != nil {
-				r.log.Error("routes not changed", "err", err)
-			}
-		}
+	if err := r.buildRoutes(); err != nil {
+		r.log.Error("routes not changed", "err", err)
 	}
 }
 
@@ -47,22 +38,24 @@ func (r *Relay) keepRoutes(ctx context.Context) error {
 // first the sites, then the router, so that no connection is routed to a site
 // that is not there yet.
 func (r *Relay) buildRoutes() error {
+	r.building.Lock()
+	defer r.building.Unlock()
 	byHost := map[string][]registry.Route{}
 	for _, rt := range r.registry.Routes() {
 		byHost[rt.Host] = append(byHost[rt.Host], rt)
 	}
 	sites, targets := map[string]*door.Site{}, map[string]edge.Target{}
-	vouched := map[string]struct{}{}
-	used := map[proxyKey]bool{}
+	vouched, policies := map[string]struct{}{}, map[string]string{}
+	used, lanes := map[proxyKey]bool{}, map[laneKey]*lane{}
 	terminate := edge.Named("terminate", edge.TargetFunc(func(ctx context.Context, c *edge.Conn) { r.door.ServeConn(ctx, c) }))
 	for host, routes := range byHost {
 		if routes[0].Service.TLS == protocol.TLSBackend {
-			targets[host] = r.passthrough(routes[0])
+			targets[host] = r.lane(host, routes[0], lanes)
 			continue
 		}
 		sites[host] = r.makeSite(host, routes, used)
 		targets[host] = terminate
-		vouched[host] = struct{}{}
+		vouched[host], policies[host] = struct{}{}, sites[host].Policy
 	}
 	siteTable, err1 := names.NewTable(sites)
 	targetTable, err2 := names.NewTable(targets)
@@ -77,9 +70,18 @@ func (r *Relay) buildRoutes() error {
 		TunnelName: r.state.tunnel.ServerName,
 		Tunnel:     edge.Named("tunnel", edge.TargetFunc(r.tunnelTarget)),
 		Join:       edge.Named("join", edge.TargetFunc(r.joinTarget)),
-		Default:    *r.decoy.Load(),
+		Default:    r.decoy.Load().target,
 	})
-	r.door.Recheck()
+	if !maps.Equal(policies, r.policies) {
+		r.policies = policies
+		r.door.Recheck() // it looks at every connection and rotates ticket keys
+	}
+	for key, l := range r.lanes {
+		if lanes[key] != l {
+			close(l.gone)
+		}
+	}
+	r.lanes = lanes
 	r.dropProxies(used)
 	return nil
 }
@@ -96,13 +98,13 @@ func (r *Relay) makeSite(host string, routes []registry.Route, used map[proxyKey
 		s.Raw = r.rawHandler(first)
 		return s
 	}
-	if first.Path == "" {
+	if first.Path == "" && len(routes) == 1 {
 		s.Handler = r.proxy(first, used)
 		return s
 	}
 	paths := map[string]http.Handler{}
 	for _, rt := range routes {
-		paths[rt.Path] = r.proxy(rt, used)
+		paths[cmp.Or(rt.Path, "/")] = r.proxy(rt, used) // "/": the rest of the host
 	}
 	s.Handler = door.NewPaths(paths)
 	return s
@@ -164,13 +166,50 @@ func (r *Relay) rawHandler(rt registry.Route) func(context.Context, tunnel.Conn,
 	}
 }
 
-// passthrough carries TLS home unread.
-func (r *Relay) passthrough(rt registry.Route) edge.Target {
-	return edge.Passthrough{Open: func(ctx context.Context, c *edge.Conn) (tunnel.Stream, error) {
-		return r.registry.OpenStream(ctx, rt.Agent, openFor(rt.Service.Name, door.Visitor{
-			Remote: addrPort(c.RemoteAddr()), Local: addrPort(c.LocalAddr()), Host: c.Hello.ServerName,
-		}))
-	}}
+// A lane carries TLS of one host home unread. Its connections end when the
+// host is released, goes to another agent or service, or is terminated from
+// now on: a rebuild closes gone.
+type lane struct {
+	edge.Passthrough
+	gone chan struct{}
+}
+
+type laneKey struct {
+	host    string
+	agent   protocol.AgentID
+	service string
+}
+
+func (r *Relay) lane(host string, rt registry.Route, lanes map[laneKey]*lane) *lane {
+	key := laneKey{host, rt.Agent, rt.Service.Name}
+	l, ok := r.lanes[key]
+	if !ok {
+		l = &lane{gone: make(chan struct{})}
+		l.Open = func(ctx context.Context, c *edge.Conn) (tunnel.Stream, error) {
+			return r.registry.OpenStream(ctx, rt.Agent, openFor(rt.Service.Name, door.Visitor{
+				Remote: addrPort(c.RemoteAddr()), Local: addrPort(c.LocalAddr()), Host: c.Hello.ServerName,
+			}))
+		}
+	}
+	lanes[key] = l
+	return l
+}
+
+// HandleConn ends early when the lane does.
+func (l *lane) HandleConn(ctx context.Context, c *edge.Conn) {
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		select {
+		case <-l.gone:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	l.Passthrough.HandleConn(ctx, c)
+	cancel()
+	<-ended
 }
 
 // describe words a failed exchange for a device: what happened, nothing of the
@@ -215,19 +254,24 @@ func (r *Relay) checkDevice(leaf *x509.Certificate, host string, now time.Time) 
 	return door.Device{ID: d.ID, Name: d.Name, Cert: leaf}, ""
 }
 
-// makeDecoy makes the target of strangers.
-func (r *Relay) makeDecoy(d string) (edge.Target, error) {
-	switch d {
+// A decoy is what strangers meet, and how the owner wrote it.
+type decoy struct {
+	choice string
+	target edge.Target
+}
+
+func (r *Relay) makeDecoy(choice string) (*decoy, error) {
+	switch choice {
 	case DecoyOff:
-		return edge.Refuse{}, nil
+		return &decoy{choice, edge.Refuse{}}, nil
 	case DecoyPage:
 		cert, err := certs.RandomCert(r.conf.DataDir)
 		if err != nil {
 			return nil, fmt.Errorf("decoy page: %w", err)
 		}
-		return edge.NewDecoyPage(cert), nil
+		return &decoy{choice, edge.NewDecoyPage(cert)}, nil
 	}
-	addr := strings.TrimPrefix(d, "tcp://")
+	addr := strings.TrimPrefix(choice, "tcp://")
 	own := []net.Addr{r.tcp.Addr()}
 	if r.http != nil {
 		own = append(own, r.http.Addr())
@@ -235,7 +279,7 @@ func (r *Relay) makeDecoy(d string) (edge.Target, error) {
 	if err := edge.CheckDecoy(addr, own); err != nil {
 		return nil, fmt.Errorf("decoy: %w", err)
 	}
-	return edge.DecoyTCP{Addr: addr}, nil
+	return &decoy{choice, edge.DecoyTCP{Addr: addr}}, nil
 }
 
 func addrPort(a net.Addr) netip.AddrPort {

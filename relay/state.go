@@ -103,7 +103,7 @@ func (t *tunnelCert) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 		return nil, err
 	}
 	leaf, err := t.ca.Issue(key.Public(), pki.Grant{
-		Profile: pki.Server, Name: t.name, DNSNames: []string{t.name},
+		Profile: pki.Server, Name: t.name,
 		NotBefore: t.ca.Cert().NotBefore, NotAfter: now.Add(tunnelCertLife),
 	})
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/sallyport/sallyport/protocol"
+	"github.com/sallyport/sallyport/protocol/names"
 	"github.com/sallyport/sallyport/protocol/tunnel/tunneltcp"
 	"github.com/sallyport/sallyport/relay/edge"
 	"github.com/sallyport/sallyport/relay/registry"
@@ -37,14 +38,15 @@ func (r *Relay) tunnelTLS() *tls.Config {
 }
 
 // quicTLS answers under the tunnel's name only. Over TCP the edge has routed
-// by name already; over UDP this is the place.
+// by name already; over UDP this is the place. A configuration without a
+// certificate makes crypto/tls answer unrecognized_name, as the edge does.
 func (r *Relay) quicTLS() *tls.Config {
 	inner := r.tunnelTLS()
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13, NextProtos: inner.NextProtos,
 		GetConfigForClient: func(h *tls.ClientHelloInfo) (*tls.Config, error) {
-			if h.ServerName != r.state.tunnel.ServerName {
-				return nil, errors.New("unknown server name")
+			if name, err := names.Canonical(h.ServerName); err != nil || name != r.state.tunnel.ServerName {
+				return &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: inner.NextProtos}, nil
 			}
 			return inner, nil
 		},
@@ -62,7 +64,7 @@ func (r *Relay) tunnelTarget(ctx context.Context, c *edge.Conn) {
 		c.Fail(fmt.Errorf("agent handshake: %w", err))
 		return
 	}
-	r.serveSession(ctx, s)
+	r.serveSession(ctx, s, c.Settled)
 	select {
 	case <-lasting.closed:
 	case <-time.After(lastWords):
@@ -83,6 +85,27 @@ type lastingConn struct {
 func (c *lastingConn) Close() error {
 	defer c.once.Do(func() { close(c.closed) })
 	return c.Conn.Close()
+}
+
+// maxUnsaid is how many sessions of one key may be without a hello: a home
+// needs one at a time, and each may hold memory.
+const maxUnsaid = 4
+
+// admit counts a session until its hello has come.
+func (r *Relay) admit(id protocol.AgentID) (said func(), ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.unsaid[id] >= maxUnsaid {
+		return nil, false
+	}
+	r.unsaid[id]++
+	return sync.OnceFunc(func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.unsaid[id]--; r.unsaid[id] == 0 {
+			delete(r.unsaid, id)
+		}
+	}), true
 }
 
 // attach registers the session and its control stream; detach undoes both.

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"testing"
 
@@ -93,4 +94,25 @@ func FuzzProxyHeader(f *testing.F) {
 			t.Fatalf("%v became %v", o.Client, src)
 		}
 	})
+}
+
+func TestServeProxyProtocol(t *testing.T) {
+	l := listen(t)
+	h := newHome(t, Entry{Name: "x", Target: "tcp://" + l.Addr().String(), ProxyProtocol: true})
+	s, r, _ := h.open(t, t.Context(), visitorOpen)
+	if r.Code != protocol.CodeOK {
+		t.Fatal(r)
+	}
+	io.WriteString(s, "GET")
+	s.CloseWrite()
+	c, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	b, _ := io.ReadAll(c)
+	src, dst, rest, err := decodeProxyV2(b)
+	if err != nil || src != visitorOpen.Client || dst != visitorOpen.Local || string(rest) != "GET" {
+		t.Errorf("%v → %v, %q, %v", src, dst, rest, err)
+	}
 }

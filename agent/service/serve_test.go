@@ -3,7 +3,6 @@ package service
 import (
 	"bytes"
 	"context"
-	"encoding/pem"
 	"errors"
 	"io"
 	"log/slog"
@@ -11,7 +10,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -345,27 +343,6 @@ func TestServeDialTimeout(t *testing.T) {
 	})
 }
 
-func TestServeProxyProtocol(t *testing.T) {
-	l := listen(t)
-	h := newHome(t, Entry{Name: "x", Target: "tcp://" + l.Addr().String(), ProxyProtocol: true})
-	s, r, _ := h.open(t, t.Context(), visitorOpen)
-	if r.Code != protocol.CodeOK {
-		t.Fatal(r)
-	}
-	io.WriteString(s, "GET")
-	s.CloseWrite()
-	c, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	b, _ := io.ReadAll(c)
-	src, dst, rest, err := decodeProxyV2(b)
-	if err != nil || src != visitorOpen.Client || dst != visitorOpen.Local || string(rest) != "GET" {
-		t.Errorf("%v → %v, %q, %v", src, dst, rest, err)
-	}
-}
-
 // Whether the stream is cut by its service's removal or by its session's end,
 // neither side may take it for a clean end.
 func TestServeCut(t *testing.T) {
@@ -409,15 +386,3 @@ var (
 )
 
 // writePEM writes DER blocks to a file of the test.
-func writePEM(t *testing.T, kind string, blocks ...[]byte) string {
-	t.Helper()
-	var b bytes.Buffer
-	for _, der := range blocks {
-		pem.Encode(&b, &pem.Block{Type: kind, Bytes: der})
-	}
-	file := filepath.Join(t.TempDir(), "file.pem")
-	if err := os.WriteFile(file, b.Bytes(), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return file
-}

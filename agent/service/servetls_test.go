@@ -1,18 +1,22 @@
 package service
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/pem"
 	"io"
 	"log/slog"
 	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -186,4 +190,17 @@ func TestServePassthrough(t *testing.T) {
 		t.Error(err)
 	}
 	visitor.Close()
+}
+
+func writePEM(t *testing.T, kind string, blocks ...[]byte) string {
+	t.Helper()
+	var b bytes.Buffer
+	for _, der := range blocks {
+		pem.Encode(&b, &pem.Block{Type: kind, Bytes: der})
+	}
+	file := filepath.Join(t.TempDir(), "file.pem")
+	if err := os.WriteFile(file, b.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
 }

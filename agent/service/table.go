@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"math"
 	"net"
 	"slices"
 	"sync"
@@ -133,6 +135,11 @@ func compile(entries []Entry, d *dialer) (*snapshot, error) {
 		return nil, errors.Join(errs...)
 	}
 	slices.SortFunc(s.services, func(a, b protocol.Service) int { return cmp.Compare(a.Name, b.Name) })
+	// One message takes the whole list to the relay. Nothing could be offered
+	// if it did not fit.
+	if err := protocol.WriteMessage(io.Discard, protocol.Register{Seq: math.MaxUint64, Services: s.services}); err != nil {
+		return nil, fmt.Errorf("the list of %d services is too long to tell the relay: %w: remove some, or shorten hosts and paths", len(s.services), err)
+	}
 	return s, nil
 }
 

@@ -1,6 +1,7 @@
 package service
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -92,6 +93,28 @@ func TestSetReportsEverything(t *testing.T) {
 	case <-changed:
 		t.Error("a change was announced")
 	default:
+	}
+}
+
+// The whole list travels in one message.
+func TestSetRefusesWhatDoesNotTravel(t *testing.T) {
+	table := NewTable(nil, nil)
+	var entries []Entry
+	for i := range 512 {
+		entries = append(entries, Entry{Name: fmt.Sprint("s", i), Target: "127.0.0.1:1"})
+	}
+	if err := table.Set(entries); err != nil {
+		t.Fatal(err)
+	}
+	for i := range entries {
+		entries[i].Host = "h.example.org"
+		entries[i].Path = fmt.Sprintf("/%s/%d/", strings.Repeat("x", 200), i)
+	}
+	if err := table.Set(entries); err == nil || !strings.Contains(err.Error(), "too long to tell the relay") {
+		t.Errorf("got %v", err)
+	}
+	if got := table.Services(); len(got) != 512 || got[0].Host != "" {
+		t.Error("the table changed")
 	}
 }
 

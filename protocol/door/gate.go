@@ -10,7 +10,9 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -27,6 +29,7 @@ func (d *Door) serveRequest(w http.ResponseWriter, r *http.Request) {
 		panic(http.ErrAbortHandler)
 	}
 	defer v.endHandler()
+	defer v.noteCancelled(r)
 	v.requests.Add(1)
 	if d.log.Enabled(r.Context(), slog.LevelDebug) {
 		sw := &statusWriter{ResponseWriter: w}
@@ -98,6 +101,8 @@ func badRequest(text string) *page {
 func checkRequest(r *http.Request) (string, *page) {
 	host, err := names.CanonicalHost(r.Host)
 	switch {
+	case err != nil && namesAnother(r.Host):
+		return "", &misdirected
 	case err != nil:
 		return "", badRequest("The request names no valid host.")
 	case len(r.Header["Host"]) > 0 && !hostsAgree(r.Header["Host"], r.Host):
@@ -108,6 +113,27 @@ func checkRequest(r *http.Request) (string, *page) {
 		return "", badRequest("The address is malformed.")
 	}
 	return host, nil
+}
+
+// namesAnother reports whether a Host that is never one of ours (see
+// names.Canonical) still names a machine: an IP address, or a name of the
+// letters that DNS knows.
+func namesAnother(hostport string) bool {
+	host, port := hostport, "443"
+	if h, p, err := net.SplitHostPort(hostport); err == nil {
+		host, port = h, p
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return false
+	}
+	bare := strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
+	if ip, err := netip.ParseAddr(bare); err == nil {
+		return ip.Is4() && bare == hostport[:len(bare)] || strings.HasPrefix(hostport, "["+bare+"]")
+	}
+	strange := func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("-._", r)
+	}
+	return host != "" && !strings.ContainsFunc(host, strange)
 }
 
 // hostsAgree compares a Host header that came beside :authority.

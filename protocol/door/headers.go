@@ -16,16 +16,16 @@ import (
 var (
 	identityNames = []string{
 		"client-cert", "client-cert-chain", // RFC 9440
-		"forwarded", "x-real-ip", "true-client-ip", "x-client-ip", "x-cluster-client-ip",
+		"forwarded", "x-forwarded", "x-real-ip", "true-client-ip", "x-cluster-client-ip", "x-proxyuser-ip",
 		"cf-connecting-ip", "fastly-client-ip", "x-original-forwarded-for",
-		"x-original-url", "x-original-uri", "x-original-host", "x-rewrite-url", // judged path = path at home
+		"x-original-url", "x-original-uri", "x-original-host", "x-original-method", "x-rewrite-url", // judged path = path at home
 		"x-host", "x-arr-clientcert",
 		"proxy",          // becomes HTTP_PROXY in CGI
 		"http2-settings", // of an h2c upgrade
 	}
 	identityPrefixes = []string{
-		"sallyport-", "x-forwarded-", "x-ssl-", "ssl-client-", "x-client-cert", "x-client-verify",
-		"x-client-dn", "remote-", "x-remote-", "x-webauth-", "x-auth-request-", "x-authentik-", "x-amzn-mtls-",
+		"sallyport-", "x-forwarded-", "x-ssl-", "ssl-client-", "x-client-",
+		"remote-", "x-remote-", "x-webauth-", "x-auth-request-", "x-authentik-", "x-amzn-mtls-",
 	}
 )
 

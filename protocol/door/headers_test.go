@@ -25,6 +25,7 @@ var spoofs = []string{
 	"X-Forwarded-Proto", "X-Forwarded-Port", "X-Forwarded-User", "X-Forwarded-Prefix", "Forwarded", "X-Real-IP", "X_Real_IP",
 	"True-Client-IP", "True_Client_Ip", "Remote-User", "Remote_Groups", "remote_user", "X-Remote-User", "X_Remote_User",
 	"X-WebAuth-User", "X_WEBAUTH_USER", "X-Original-URL", "X-Rewrite-URL", "Proxy",
+	"X-Forwarded", "x_forwarded", "X-Client-Id", "X-Client-IP", "X_Client_Cert", "X-Proxyuser-Ip", "X-Original-Method",
 }
 
 func TestSpoofedHeaders(t *testing.T) {

@@ -67,11 +67,39 @@ func mapURL(ref, prefix, asked, host string) string {
 // addPrefix leaves alone what already has it: some backends are told their
 // prefix (X-Forwarded-Prefix).
 func addPrefix(path, prefix string) string {
+	path = withoutDots(path)
 	bare := prefix[:len(prefix)-1]
 	if rest, ok := strings.CutPrefix(path, bare); ok && (rest == "" || strings.ContainsRune("/?#", rune(rest[0]))) {
 		return path
 	}
 	return bare + path
+}
+
+// withoutDots resolves the dot segments of an absolute path as browsers do
+// (URL standard: "%2e" is a dot, a backslash a slash): behind the prefix,
+// "/../x" would climb above it. A path without any stays as it is.
+func withoutDots(ref string) string {
+	end := strings.IndexAny(ref+"?", "?#")
+	segments := strings.Split(strings.ReplaceAll(ref[:end], `\`, "/"), "/")
+	kept, dots := make([]string, 0, len(segments)), false
+	for i, segment := range segments {
+		dot := strings.ReplaceAll(strings.ToLower(segment), "%2e", ".")
+		if dot != "." && dot != ".." {
+			kept = append(kept, segment)
+			continue
+		}
+		dots = true
+		if dot == ".." && len(kept) > 1 {
+			kept = kept[:len(kept)-1]
+		}
+		if i == len(segments)-1 {
+			kept = append(kept, "")
+		}
+	}
+	if !dots {
+		return ref
+	}
+	return strings.Join(kept, "/") + ref[end:]
 }
 
 func sameHost(u *url.URL, host string) bool {
@@ -83,26 +111,34 @@ func sameHost(u *url.URL, host string) bool {
 	return errA == nil && errB == nil && a == b
 }
 
-// mapRefresh maps the address in "5; url=/x".
+// mapRefresh maps the address in "5; url=/x". Browsers (HTML standard, "shared
+// declarative refresh steps") ask neither for the "url=" nor for the semicolon.
 func mapRefresh(v, prefix, asked, host string) string {
-	at := strings.IndexAny(v, ";,")
-	if at < 0 {
+	v = strings.TrimLeft(v, " \t")
+	seconds := v[:len(v)-len(strings.TrimLeft(v, "0123456789."))]
+	rest := v[len(seconds):]
+	if seconds == "" || rest == "" || !strings.ContainsRune(";, \t", rune(rest[0])) {
 		return v
 	}
-	rest := strings.TrimLeft(v[at+1:], " \t")
-	if len(rest) < 4 || !strings.EqualFold(rest[:3], "url") {
-		return v
+	rest = strings.TrimLeft(rest, " \t")
+	if rest != "" && (rest[0] == ';' || rest[0] == ',') {
+		rest = strings.TrimLeft(rest[1:], " \t")
 	}
-	value, ok := strings.CutPrefix(strings.TrimLeft(rest[3:], " \t"), "=")
-	if !ok {
-		return v
+	if len(rest) > 3 && strings.EqualFold(rest[:3], "url") {
+		if value, ok := strings.CutPrefix(strings.TrimLeft(rest[3:], " \t"), "="); ok {
+			rest = strings.TrimLeft(value, " \t")
+		}
 	}
-	value = strings.TrimSpace(value)
 	quote := ""
-	if len(value) >= 2 && (value[0] == '\'' || value[0] == '"') && value[len(value)-1] == value[0] {
-		quote, value = value[:1], value[1:len(value)-1]
+	if rest != "" && (rest[0] == '\'' || rest[0] == '"') {
+		quote = rest[:1]
+		rest, _, _ = strings.Cut(rest[1:], quote)
 	}
-	return v[:at] + "; url=" + quote + mapURL(value, prefix, asked, host) + quote
+	rest = strings.TrimRight(rest, " \t")
+	if to := mapURL(rest, prefix, asked, host); to != rest {
+		return seconds + "; url=" + quote + to + quote
+	}
+	return v
 }
 
 // mapCookie maps the Path of a cookie. Without Path, browsers use the address

@@ -109,6 +109,16 @@ func TestMapBack(t *testing.T) {
 		"//geek.test/a":                "/lamp/a",
 		"https://other.test/a":         "https://other.test/a",
 		"//other.test/a":               "//other.test/a",
+		"/../x":                        "/lamp/x",
+		"/a/../../x?b=/../c#/../d":     "/lamp/x?b=/../c#/../d",
+		"/lamp/../x":                   "/lamp/x",
+		"/lamp/./y/..":                 "/lamp/",
+		"/.%2E/x":                      "/lamp/x",
+		"/..\\..\\x":                   "/lamp/x",
+		"%2e%2e/%2e%2e/x":              "/lamp/x",
+		"https://geek.test/../a":       "/lamp/a",
+		"/a//../b/.":                   "/lamp/a/b/",
+		"/..a/...":                     "/lamp/..a/...",
 		"mailto:x@y":                   "mailto:x@y",
 		"ftp://geek.test/a":            "ftp://geek.test/a",
 		"https://u@geek.test/a":        "https://u@geek.test/a",
@@ -123,6 +133,8 @@ func TestMapBack(t *testing.T) {
 	}
 	for in, want := range map[string]string{
 		"5; url=/x": "5; url=/lamp/x", "0;URL='/x'": "0; url='/lamp/x'", `3, url="/x"`: `3; url="/lamp/x"`, "5": "5", "5; url=http://o.test/": "5; url=http://o.test/",
+		"5; /y": "5; url=/lamp/y", "5;/y": "5; url=/lamp/y", "5,/y": "5; url=/lamp/y", "5 /y": "5; url=/lamp/y", "5 ; '/y' x": "5; url='/lamp/y'", `0;url="/y`: `0; url="/lamp/y"`,
+		"5;": "5;", "5; y": "5; y", "5; url": "5; url", "/y": "/y", "5x; /y": "5x; /y", "": "", "0; url = /y ": "0; url=/lamp/y",
 	} {
 		if got := mapRefresh(in, prefix, "/", "geek.test"); got != want {
 			t.Errorf("Refresh %q → %q, want %q", in, got, want)

@@ -245,7 +245,15 @@ type roundTripper func(*http.Request) (*http.Response, error)
 
 func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
+// early cleans 1xx responses. It is the innermost trace, so that it runs before
+// the one with which ReverseProxy passes them on.
+var early = &httptrace.ClientTrace{Got1xxResponse: func(_ int, h textproto.MIMEHeader) error {
+	h.Del("Alt-Svc")
+	return nil
+}}
+
 func (p *Proxy) roundTrip(r *http.Request) (*http.Response, error) {
+	r = r.WithContext(httptrace.WithClientTrace(r.Context(), early))
 	if exchangeOf(r).websocket {
 		return p.upgrade.RoundTrip(r)
 	}

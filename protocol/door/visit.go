@@ -72,11 +72,13 @@ type visit struct {
 	mu      sync.Mutex // guards what follows
 	running int        // handlers
 	ended   bool
+	second  time.Time // since when cancels counts
+	cancels int       // requests that the visitor cancelled in that second
 	idle    chan struct{} // closed when ended and no handler runs
 }
 
 // ServeConn serves one visitor and owns c, whose first byte is the visitor's
-// ClientHello. It returns when the connection and everything that it started
+// ClientHello. A c that has Settled is told when the handshake is done. It returns when the connection and everything that it started
 // have ended. The end of ctx cuts the connection.
 func (d *Door) ServeConn(ctx context.Context, c net.Conn) {
 	v := &visit{door: d, start: time.Now(), idle: make(chan struct{})}
@@ -113,6 +115,10 @@ func (d *Door) ServeConn(ctx context.Context, c net.Conn) {
 	if !v.stands() {
 		v.abort(protocol.CodeRevoked)
 		return
+	}
+	// Only now: anybody can send a hello with our name in it.
+	if s, ok := c.(interface{ Settled() }); ok {
+		s.Settled()
 	}
 	if v.visitor.Device != nil {
 		v.seen()
@@ -177,6 +183,29 @@ func (v *visit) endHandler() {
 	v.running--
 	if v.ended && v.running == 0 {
 		close(v.idle)
+	}
+}
+
+// maxCancels is how many requests a visitor may cancel in a second.
+const maxCancels = 200
+
+// noteCancelled cuts a connection that opens HTTP/2 streams only to reset them:
+// each costs us and the home a request, and the visitor next to nothing
+// (CVE-2023-44487). The limit on concurrent streams does not see them.
+func (v *visit) noteCancelled(r *http.Request) {
+	if r.ProtoMajor != 2 || r.Context().Err() == nil || v.ctx.Err() != nil {
+		return
+	}
+	now := time.Now()
+	v.mu.Lock()
+	if now.Sub(v.second) > time.Second {
+		v.second, v.cancels = now, 0
+	}
+	v.cancels++
+	over := v.cancels > maxCancels
+	v.mu.Unlock()
+	if over {
+		v.abort(protocol.CodeOverload)
 	}
 }
 

@@ -347,12 +347,22 @@ func ended(t testing.TB, r io.Reader, since time.Time) time.Duration {
 	t.Helper()
 	type deadliner interface{ SetReadDeadline(time.Time) error }
 	if d, ok := r.(deadliner); ok {
-		d.SetReadDeadline(time.Now().Add(3 * time.Second))
+		d.SetReadDeadline(time.Now().Add(5 * time.Second))
 	}
-	_, err := io.Copy(io.Discard, bufio.NewReader(r))
+	read := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(io.Discard, bufio.NewReader(r))
+		read <- err
+	}()
+	var err error
+	select {
+	case err = <-read:
+	case <-time.After(6 * time.Second): // a body has no deadline
+		t.Fatal("still open after 6 s")
+	}
 	var timeout net.Error
 	if errors.As(err, &timeout) && timeout.Timeout() {
-		t.Fatal("still open after 3 s")
+		t.Fatal("still open after 5 s")
 	}
 	return time.Since(since)
 }

@@ -146,7 +146,7 @@ func TestReserved(t *testing.T) {
 	const domain = "example.org"
 	for _, name := range []string{
 		domain, "www.example.org", "enroll.example.org", "check.example.org", "admin.example.org", "mqtt.example.org", "home.example.org",
-		"t-1.example.org", "t-abc.example.org", hash + ".example.org", "*.example.org",
+		"relay.example.org", "*.org", "t-1.example.org", "t-abc.example.org", hash + ".example.org", "*.example.org",
 	} {
 		if !names.IsReserved(name, domain) {
 			t.Errorf("%q is not reserved", name)
@@ -154,11 +154,14 @@ func TestReserved(t *testing.T) {
 	}
 	for _, name := range []string{
 		"ha.example.org", "www.ha.example.org", "*.ha.example.org", "tx.example.org", "homes.example.org", hash + "a.example.org", hash[1:] + ".example.org",
-		"www.example.com", "www.notexample.org", strings.Repeat("a1", 26) + ".example.org", "org", "",
+		"*.com", "*.relay.example.org", "relays.example.org", "www.example.com", "www.notexample.org", strings.Repeat("a1", 26) + ".example.org", "org", "",
 	} {
 		if names.IsReserved(name, domain) {
 			t.Errorf("%q is reserved", name)
 		}
+	}
+	if !names.IsReserved("*.test", "ex.test") {
+		t.Error("a foreign wildcard takes the relay's own domain")
 	}
 }
 

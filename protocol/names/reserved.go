@@ -6,14 +6,16 @@ import "strings"
 // whoever held one could speak to visitors in its name.
 var reserved = map[string]bool{
 	"www": true, "enroll": true, "check": true, "admin": true, "mqtt": true, "home": true,
+	"relay": true, // where agents dial: the default address in every join token
 }
 
 // IsReserved reports whether an agent may never claim a canonical name or
-// pattern: the domain itself and, directly below it, the relay's own labels,
+// pattern: the domain itself, the wildcard that covers it, and, directly below
+// it, the relay's own labels (www, enroll, check, admin, mqtt, home, relay),
 // "t-…", labels with the shape of an agent's identity, and "*", which would
 // cover all of them.
 func IsReserved(name, domain string) bool {
-	if name == domain {
+	if name == domain || Match(name, domain) {
 		return true
 	}
 	label, parent, _ := strings.Cut(name, ".")

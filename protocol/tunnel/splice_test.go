@@ -104,6 +104,7 @@ func (m *memStream) Close() error {
 	}
 	return nil
 }
+
 func (m *memStream) Reset(code protocol.Code) {
 	if !m.closed.Swap(true) {
 		m.out.finish(&ResetError{Code: code, Remote: true})

@@ -19,6 +19,7 @@ type Conn struct {
 	Hello Hello
 
 	replay  []byte // read before, not yet returned by Read; the reader's alone
+	settle  func() // set by the server before its target sees the connection; nil without one
 	in, out atomic.Int64
 	failure atomic.Pointer[error]
 }
@@ -76,6 +77,17 @@ func (c *Conn) Reset(protocol.Code) { abort(c.Conn) }
 // NetConn returns the connection below, for socket options. Whoever reads from
 // it misses the hello.
 func (c *Conn) NetConn() net.Conn { return c.Conn }
+
+// Settled says that the target knows whom it talks to: from now on the
+// connection is no stranger and does not make room for others. The name in a
+// hello proves nothing, so a target calls it after the handshake behind the
+// name succeeded. When its address has too many settled connections already,
+// this one is aborted. Calling it again changes nothing.
+func (c *Conn) Settled() {
+	if c.settle != nil {
+		c.settle()
+	}
+}
 
 // Fail notes why the connection ended, for its log line. The first reason
 // stays; nil is ignored.

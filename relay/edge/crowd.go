@@ -2,36 +2,47 @@ package edge
 
 import (
 	"container/list"
+	"errors"
 	"net"
 	"net/netip"
 	"sync"
 )
 
-// A crowd is all open connections of one listener. Those that did not yet
-// reach a claimed host or the tunnel are strangers; where room is needed, the
-// stranger that waits longest goes. A good visitor is a stranger for one round
-// trip, so a thousand silent connections cost it nothing, even when they come
-// from the same address.
+// A crowd is all open connections of one listener. Those whose target has not
+// called Settled are strangers; where room is needed, the stranger that waits
+// longest goes. A good visitor is a stranger for a few round trips, so a
+// thousand silent connections cost it nothing, even when they come from the
+// same address. Naming a claimed host is no way around: anybody can.
 type crowd struct {
-	max, maxPerIP int
+	limits Limits
 
 	mu        sync.Mutex // guards all below
 	all       map[*member]struct{}
 	strangers list.List                   // of *member, oldest first
 	perIP     map[netip.Prefix]*list.List // the same, by address
+	settled   map[netip.Prefix]int        // how many are no strangers, by address
 }
+
+var (
+	errMadeRoom = errors.New("closed to make room for others")
+	errCrowded  = errors.New("closed: too many connections from this address")
+)
 
 // A member is one connection of a crowd.
 type member struct {
 	conn     net.Conn
 	from     netip.Prefix
-	inOrder  *list.Element // in strangers; nil once routed
+	inOrder  *list.Element // in strangers; nil once settled
 	inPerIP  *list.Element
-	departed bool // out of the crowd: ended or thrown out
+	departed bool  // out of the crowd: ended or thrown out
+	why      error // it was thrown out
 }
 
-func newCrowd(max, maxPerIP int) *crowd {
-	return &crowd{max: max, maxPerIP: maxPerIP, all: map[*member]struct{}{}, perIP: map[netip.Prefix]*list.List{}}
+func newCrowd(limits Limits) *crowd {
+	return &crowd{
+		limits: limits, all: map[*member]struct{}{},
+		perIP: map[netip.Prefix]*list.List{}, settled: map[netip.Prefix]int{},
+	}
 }
 
 // admit takes a connection in as a stranger. It may throw another one out;
@@ -41,13 +52,13 @@ func (c *crowd) admit(conn net.Conn) *member {
 	c.mu.Lock()
 	var out []net.Conn
 	own := c.perIP[m.from]
-	if own != nil && own.Len() >= c.maxPerIP {
+	if own != nil && own.Len() >= c.limits.MaxConnsPerIP {
 		out = append(out, c.throwOut(own))
 	}
-	if len(c.all) >= c.max && c.strangers.Len() > 0 {
+	if len(c.all) >= c.limits.MaxConns && c.strangers.Len() > 0 {
 		out = append(out, c.throwOut(&c.strangers))
 	}
-	full := len(c.all) >= c.max
+	full := len(c.all) >= c.limits.MaxConns
 	if !full {
 		if own = c.perIP[m.from]; own == nil { // throwOut drops empty lists
 			own = list.New()
@@ -83,6 +94,7 @@ func (c *crowd) makeRoom() {
 func (c *crowd) throwOut(from *list.List) net.Conn {
 	m := from.Front().Value.(*member)
 	c.remove(m)
+	m.why = errMadeRoom
 	return m.conn
 }
 
@@ -90,14 +102,17 @@ func (c *crowd) throwOut(from *list.List) net.Conn {
 func (c *crowd) remove(m *member) {
 	m.departed = true
 	delete(c.all, m)
-	c.settle(m)
-}
-
-// settle takes m out of the strangers; mu is held.
-func (c *crowd) settle(m *member) {
-	if m.inOrder == nil {
+	if m.inOrder != nil {
+		c.noStranger(m)
 		return
 	}
+	if c.settled[m.from]--; c.settled[m.from] == 0 {
+		delete(c.settled, m.from)
+	}
+}
+
+// noStranger takes m, who is one, out of the strangers; mu is held.
+func (c *crowd) noStranger(m *member) {
 	c.strangers.Remove(m.inOrder)
 	own := c.perIP[m.from]
 	own.Remove(m.inPerIP)
@@ -107,24 +122,36 @@ func (c *crowd) settle(m *member) {
 	m.inOrder, m.inPerIP = nil, nil
 }
 
-// routed says that m reached something that exists: it is no stranger any
-// more. False: m was thrown out meanwhile.
-func (c *crowd) routed(m *member) bool {
+// settle makes m no stranger any more, or throws it out when its address has
+// enough of those: they are in use, so the newcomer goes and not the oldest.
+func (c *crowd) settle(m *member) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.settle(m)
-	return !m.departed
+	if m.departed || m.inOrder == nil {
+		c.mu.Unlock()
+		return
+	}
+	crowded := c.settled[m.from] >= c.limits.MaxSettledPerIP
+	if crowded {
+		c.remove(m)
+		m.why = errCrowded
+	} else {
+		c.noStranger(m)
+		c.settled[m.from]++
+	}
+	c.mu.Unlock()
+	if crowded {
+		abort(m.conn)
+	}
 }
 
-// leave takes m out at its end; false when it was thrown out before.
-func (c *crowd) leave(m *member) bool {
+// leave takes m out at its end. The error is why it was thrown out before.
+func (c *crowd) leave(m *member) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if m.departed {
-		return false
+	if !m.departed {
+		c.remove(m)
 	}
-	c.remove(m)
-	return true
+	return m.why
 }
 
 // cut aborts the connections: the strangers, or all.

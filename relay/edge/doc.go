@@ -8,6 +8,7 @@
 //	err := server.Serve(ctx, listener)
 //
 // Nothing here terminates TLS for a home. Whoever is not sent to a claimed
-// host or to the tunnel is a stranger and meets the snapshot's Default: an
-// alert, another server, or a page that says nothing.
+// host or to the tunnel meets the snapshot's Default: an alert, another server,
+// or a page that says nothing. Every connection is a stranger's, and may have
+// to make room, until its target calls [Conn.Settled].
 package edge

@@ -141,7 +141,9 @@ func TestReadHelloIsBounded(t *testing.T) {
 		},
 	}
 	for name, r := range endless {
-		_, raw, err := readHello(r())
+		var raw []byte
+		var err error
+		within(t, 10*time.Second, func() { _, raw, err = readHello(r()) })
 		if !errors.Is(err, errTooLong) || cap(raw) > maxHello {
 			t.Errorf("%s: error %v after %d bytes", name, err, cap(raw))
 		}

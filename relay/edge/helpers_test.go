@@ -147,6 +147,11 @@ func tlsEcho(t testing.TB, host string) Target {
 		defer c.Close()
 		conn := tls.Server(c, config)
 		defer conn.Close()
+		if err := conn.Handshake(); err != nil {
+			c.Fail(err)
+			return
+		}
+		c.Settled()
 		_, err := io.Copy(conn, conn)
 		c.Fail(err)
 	}))
@@ -210,18 +215,39 @@ func answer(t testing.TB, addr string, send []byte) ([]byte, error) {
 	return io.ReadAll(conn)
 }
 
+// within fails the test when f takes too long, instead of hanging with it.
+func within(t testing.TB, limit time.Duration, f func()) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f()
+	}()
+	select {
+	case <-done:
+	case <-time.After(limit):
+		t.Fatalf("not done after %v", limit)
+	}
+}
+
 // mustEcho visits a tlsEcho.
 func mustEcho(t testing.TB, addr, host string) {
 	t.Helper()
 	conn := tls.Client(dial(t, addr), &tls.Config{ServerName: host, InsecureSkipVerify: true})
+	echoes(t, conn)
+	conn.Close()
+}
+
+// echoes fails unless what is sent comes back.
+func echoes(t testing.TB, conn *tls.Conn) {
+	t.Helper()
 	if _, err := conn.Write([]byte("ping")); err != nil {
-		t.Fatalf("visit %s: %v", host, err)
+		t.Fatal(err)
 	}
 	got := make([]byte, 4)
 	if _, err := io.ReadFull(conn, got); err != nil || string(got) != "ping" {
-		t.Fatalf("visit %s: %q, %v", host, got, err)
+		t.Fatalf("echo: %q, %v", got, err)
 	}
-	conn.Close()
 }
 
 // A logBuffer is where a test reads the log.
@@ -234,6 +260,12 @@ type logBuffer struct {
 func newLog() (*logBuffer, *slog.Logger) {
 	b := &logBuffer{line: make(chan struct{}, 10000)}
 	return b, slog.New(slog.NewTextHandler(b, nil))
+}
+
+// wait returns after the next line.
+func (b *logBuffer) wait(t testing.TB) {
+	t.Helper()
+	within(t, 10*time.Second, func() { <-b.line })
 }
 
 func (b *logBuffer) Write(p []byte) (int, error) {

@@ -2,8 +2,10 @@ package edge
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
+	"syscall"
 	"time"
 
 	"github.com/sallyport/sallyport/protocol/tunnel"
@@ -31,6 +33,7 @@ func (p Passthrough) HandleConn(ctx context.Context, c *Conn) {
 		refuse(c, alertInternalError)
 		return
 	}
+	c.Settled()
 	c.Fail(tunnel.Splice(ctx, c, stream, tunnel.SpliceOptions{Idle: p.Idle}).Err)
 }
 
@@ -75,7 +78,11 @@ func (d DecoyTCP) HandleConn(ctx context.Context, c *Conn) {
 		refuse(c, alertUnrecognizedName)
 		return
 	}
-	c.Fail(tunnel.Splice(ctx, c, out, tunnel.SpliceOptions{Idle: decoyIdleTime}).Err)
+	err = tunnel.Splice(ctx, c, out, tunnel.SpliceOptions{Idle: decoyIdleTime}).Err
+	if errors.Is(err, syscall.ENOTCONN) {
+		err = nil // one end hung up before it could be told that the other had
+	}
+	c.Fail(err)
 }
 
 // Kind is "decoy-tcp".

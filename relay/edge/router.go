@@ -35,27 +35,22 @@ func NewRouter() *Router { return new(Router) }
 // their target.
 func (r *Router) Swap(s *Snapshot) { r.now.Store(s) }
 
-// Match returns the target of a hello, never nil.
+// Match returns the target of a hello, never nil. All hellos that name nothing
+// that exists here meet the same one: a scanner learns nothing from the
+// difference between no name, a wrong name, and the right name with the wrong
+// protocol.
 func (r *Router) Match(h Hello) Target {
-	t, _ := r.match(h)
-	return t
-}
-
-// match also says whether the hello named something that exists here. All that
-// do not meet the same target: a scanner learns nothing from the difference
-// between no name, a wrong name, and the right name with the wrong protocol.
-func (r *Router) match(h Hello) (t Target, known bool) {
 	s := r.now.Load()
 	if s == nil {
-		return Refuse{}, false
+		return Refuse{}
 	}
 	if t := s.find(h); t != nil {
-		return t, true
+		return t
 	}
 	if s.Default == nil {
-		return Refuse{}, false
+		return Refuse{}
 	}
-	return s.Default, false
+	return s.Default
 }
 
 // find returns nil for strangers.

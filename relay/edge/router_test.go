@@ -53,9 +53,9 @@ func TestRouterMatch(t *testing.T) {
 		{"unknown.org", []string{"acme-tls/1"}, "stranger"},
 	}
 	for _, tt := range tests {
-		target, known := r.match(Hello{ServerName: tt.name, ALPN: tt.alpn})
-		if got := kindOf(target); got != tt.want || known != (got != "stranger") {
-			t.Errorf("%q %q: got %s (known %v), want %s", tt.name, tt.alpn, got, known, tt.want)
+		target := r.Match(Hello{ServerName: tt.name, ALPN: tt.alpn})
+		if got := kindOf(target); got != tt.want {
+			t.Errorf("%q %q: got %s, want %s", tt.name, tt.alpn, got, tt.want)
 		}
 	}
 }

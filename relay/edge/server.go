@@ -21,11 +21,14 @@ type Limits struct {
 	// MaxConns is how many connections of one listener are open at a time.
 	// Default 20000.
 	MaxConns int
-	// MaxConnsPerIP is how many strangers (connections that did not reach a
-	// claimed host or the tunnel) one IPv4 address or IPv6 /64 may have. One
-	// more, and its oldest goes. Default 256.
+	// MaxConnsPerIP is how many strangers (connections whose target has not
+	// called Settled) one IPv4 address or IPv6 /64 may have. One more, and its
+	// oldest goes. Default 256.
 	MaxConnsPerIP int
-	// Grace is how long routed connections have to end by themselves after
+	// MaxSettledPerIP is how many others it may have. One more is closed as
+	// soon as it settles. Default 2000.
+	MaxSettledPerIP int
+	// Grace is how long settled connections have to end by themselves after
 	// the server's context did. Default 1 s.
 	Grace time.Duration
 }
@@ -34,6 +37,7 @@ func (l Limits) withDefaults() Limits {
 	l.HelloTimeout = cmp.Or(l.HelloTimeout, 10*time.Second)
 	l.MaxConns = cmp.Or(l.MaxConns, 20000)
 	l.MaxConnsPerIP = cmp.Or(l.MaxConnsPerIP, 256)
+	l.MaxSettledPerIP = cmp.Or(l.MaxSettledPerIP, 2000)
 	l.Grace = cmp.Or(l.Grace, time.Second)
 	return l
 }
@@ -65,7 +69,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	}
 	limits := s.Limits.withDefaults()
 	serving := &serving{
-		router: s.Router, logger: logger, limits: limits, crowd: newCrowd(limits.MaxConns, limits.MaxConnsPerIP),
+		router: s.Router, logger: logger, limits: limits, crowd: newCrowd(limits),
 	}
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
 	defer stop()
@@ -142,16 +146,15 @@ func (s *serving) handle(ctx context.Context, m *member) {
 	kind := "hello"
 	c, err := ReadHello(m.conn, s.limits.HelloTimeout)
 	if err == nil {
-		target, known := s.router.match(c.Hello)
+		c.settle = func() { s.crowd.settle(m) }
+		target := s.router.Match(c.Hello)
 		kind = kindOf(target)
-		if !known || s.crowd.routed(m) {
-			s.run(ctx, target, c)
-		}
+		s.run(ctx, target, c)
 		err = c.failed()
 	}
 	_ = m.conn.Close()
-	if !s.crowd.leave(m) {
-		err = errors.New("closed to make room for others")
+	if why := s.crowd.leave(m); why != nil {
+		err = why // what the target met was only its echo
 	}
 	logEnd(s.logger, m.conn, c, kind, start, err)
 }

@@ -36,7 +36,7 @@ func TestSilentConnectionsDelayNobody(t *testing.T) {
 	}
 }
 
-// One address has at most so many strangers; the oldest goes first, routed
+// One address has at most so many strangers; the oldest goes first, settled
 // connections stay.
 func TestCapPerAddress(t *testing.T) {
 	addr := serve(t, &Server{
@@ -44,9 +44,7 @@ func TestCapPerAddress(t *testing.T) {
 		Limits: Limits{MaxConnsPerIP: 3},
 	})
 	visitor := tls.Client(dial(t, addr), &tls.Config{ServerName: "ha.example.org", InsecureSkipVerify: true})
-	if err := visitor.Handshake(); err != nil {
-		t.Fatal(err)
-	}
+	echoes(t, visitor) // settled on the far side too
 	var silent []net.Conn
 	for range 10 {
 		silent = append(silent, dial(t, addr))
@@ -66,7 +64,7 @@ func TestCapPerAddress(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := io.ReadFull(visitor, make([]byte, 1)); err != nil {
-		t.Errorf("the routed connection is gone: %v", err)
+		t.Errorf("the settled connection is gone: %v", err)
 	}
 }
 
@@ -105,9 +103,7 @@ func TestCapOfAll(t *testing.T) {
 	})
 	visit := func() *tls.Conn {
 		c := tls.Client(dial(t, addr), &tls.Config{ServerName: "ha.example.org", InsecureSkipVerify: true})
-		if err := c.Handshake(); err != nil {
-			t.Fatal(err)
-		}
+		echoes(t, c) // settled on the far side too
 		return c
 	}
 	first := visit()
@@ -126,7 +122,7 @@ func TestCapOfAll(t *testing.T) {
 	for i, c := range []*tls.Conn{first, second} {
 		c.Write([]byte("x"))
 		if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
-			t.Errorf("routed connection %d is gone: %v", i, err)
+			t.Errorf("settled connection %d is gone: %v", i, err)
 		}
 	}
 }
@@ -216,11 +212,15 @@ func TestServeEndsEverything(t *testing.T) {
 		obeyed := make(chan struct{})
 		router := routed(&Snapshot{Hosts: hosts(t, map[string]Target{
 			"good.example.org": TargetFunc(func(ctx context.Context, c *Conn) {
+				c.Settled()
 				<-ctx.Done()
 				c.Close()
 				close(obeyed)
 			}),
-			"deaf.example.org": TargetFunc(func(_ context.Context, c *Conn) { io.Copy(io.Discard, c) }),
+			"deaf.example.org": TargetFunc(func(_ context.Context, c *Conn) {
+				c.Settled()
+				io.Copy(io.Discard, c)
+			}),
 		})})
 		stop := serveOn(t, &Server{Router: router}, l)
 		var far []net.Conn

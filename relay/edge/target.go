@@ -4,7 +4,9 @@ import "context"
 
 // A Target takes a connection. HandleConn owns c: it returns after the
 // connection has ended, and closes it on every path. ctx ends when the server
-// stops; soon after, the server aborts what is still open.
+// stops; soon after, the server aborts what is still open. A target that lets
+// visitors in calls c.Settled when it has: until then the connection is a
+// stranger's, and the first to go when room is needed.
 type Target interface {
 	HandleConn(ctx context.Context, c *Conn)
 }

@@ -8,7 +8,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -268,3 +270,50 @@ func TestCheckDecoy(t *testing.T) {
 		}
 	}
 }
+
+// A halfless connection fails to half-close as a socket does whose peer has gone.
+type halfless struct{ net.Conn }
+
+func (halfless) CloseWrite() error {
+	return &net.OpError{Op: "close", Net: "tcp", Err: os.NewSyscallError("shutdown", syscall.ENOTCONN)}
+}
+
+// A decoy that hung up already is a plain end; one that broke off is not.
+func TestDecoyTCPGoneAtTheEnd(t *testing.T) {
+	for _, broken := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			decoy, far := net.Pipe()
+			go io.Copy(io.Discard, far)
+			here, there := net.Pipe()
+			c := &Conn{Conn: memStream{here}}
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				DecoyTCP{Dial: func(context.Context, string, string) (net.Conn, error) {
+					if broken {
+						return memStream{failing{decoy}}, nil
+					}
+					return halfless{decoy}, nil
+				}}.HandleConn(t.Context(), c)
+			}()
+			there.Close() // the end that is to be passed on
+			<-done
+			far.Close()
+			if err := c.failed(); (err != nil) != broken {
+				t.Errorf("broken %v: the log says %v", broken, err)
+			}
+		})
+	}
+}
+
+// A failing connection breaks off at once.
+type failing struct{ net.Conn }
+
+func (failing) Read([]byte) (int, error) { return 0, syscall.ECONNRESET }
+
+// memStream is a tunnel.Stream in memory. It has no half-close: the end of
+// writing is its end.
+type memStream struct{ net.Conn }
+
+func (s memStream) CloseWrite() error   { return s.Close() }
+func (s memStream) Reset(protocol.Code) { s.Close() }

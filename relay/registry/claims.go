@@ -75,7 +75,12 @@ func granted(patterns []string, host, domain string) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("%s is not among the names that this agent may claim: %s", host, strings.Join(patterns, ", "))
+	const listed = 3
+	more := ""
+	if n := len(patterns) - listed; n > 0 {
+		patterns, more = patterns[:listed], fmt.Sprintf(" and %d more", n)
+	}
+	return fmt.Errorf("%s is not among the names that this agent may claim: %s%s", host, strings.Join(patterns, ", "), more)
 }
 
 // sharable decides whether next may live on a host together with prev, which

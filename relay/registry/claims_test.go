@@ -15,7 +15,7 @@ func service(name, host string) protocol.Service {
 // one registers a single service and returns its answer.
 func (f *fixture) one(t *testing.T, n int, s protocol.Service) protocol.Registration {
 	t.Helper()
-	l := f.Register(t.Context(), id(n), []protocol.Service{s})
+	l := f.register(t, n, []protocol.Service{s})
 	if len(l) != 1 || l[0].Name != s.Name || (l[0].URL == "") == (l[0].Error == "") {
 		t.Fatalf("answer %+v", l)
 	}
@@ -50,6 +50,8 @@ func TestClaims(t *testing.T) {
 		{what: "agent hash", ask: service("ha", string(id(3))+".example.org"), err: "reserved"},
 		{what: "all names", ask: service("ha", "*.example.org"), err: "reserved"},
 		{what: "reserved despite grant", grants: []string{"www.example.org"}, ask: service("www", ""), err: "reserved"},
+		{what: "relay", ask: service("relay", ""), err: "reserved"},
+		{what: "apex by a wildcard", grants: []string{"*.org"}, ask: service("ha", "*.org"), err: "reserved"},
 		{what: "foreign", ask: service("ha", "ha.other.net"), err: "foreign domains need the relay owner's grant"},
 		{what: "look-alike", ask: service("ha", "ha.notexample.org"), err: "foreign domains"},
 		{what: "foreign by grant", grants: []string{"ha.other.net"}, ask: service("ha", "ha.other.net"), url: "https://ha.other.net/"},
@@ -57,6 +59,7 @@ func TestClaims(t *testing.T) {
 		{what: "granted by default", grants: []string{"*.alice.example.org"}, ask: service("ha", ""), url: "https://ha.alice.example.org/"},
 		{what: "not granted", grants: []string{"*.alice.example.org"}, ask: service("ha", "ha.bob.example.org"), err: "not among the names"},
 		{what: "deeper than granted", grants: []string{"*.alice.example.org"}, ask: service("ha", "a.b.alice.example.org"), err: "not among the names"},
+		{what: "not among many", grants: []string{"a.test", "b.test", "c.test", "d.test", "e.test"}, ask: service("ha", "ha.bob.example.org"), err: "a.test, b.test, c.test and 2 more"},
 		{what: "wildcard as granted", grants: []string{"*.alice.example.org"}, ask: service("ha", "*.alice.example.org"), url: "https://*.alice.example.org/"},
 		{what: "wildcard not granted", grants: []string{"x.alice.example.org"}, ask: service("ha", "*.alice.example.org"), err: "not among the names"},
 		{what: "agent tls", ask: protocol.Service{Name: "ha", Proto: "http1", TLS: "agent"}, err: "not in this version"},
@@ -72,7 +75,7 @@ func TestClaims(t *testing.T) {
 			for i, h := range strings.Fields(c.held) {
 				held = append(held, service(fmt.Sprint("s", i), h))
 			}
-			for _, a := range f.Register(t.Context(), id(1), held) {
+			for _, a := range f.register(t, 1, held) {
 				if a.Error != "" {
 					t.Fatal(a.Error)
 				}
@@ -123,7 +126,7 @@ func TestSharedHost(t *testing.T) {
 	}
 	f := fresh(t)
 	f.join(t, 1)
-	got := f.Register(t.Context(), id(1), []protocol.Service{
+	got := f.register(t, 1, []protocol.Service{
 		at("lamp", "/lamp/", nil),
 		at("root", "", nil),
 		at("h2", "/h2/", func(s *protocol.Service) { s.Proto = "h2" }),
@@ -151,7 +154,7 @@ func TestSharedHost(t *testing.T) {
 	if !strings.Contains(f.one(t, 1, at("raw", "", func(s *protocol.Service) { s.Proto = "raw" })).URL, "tls://") {
 		t.Error("a lone raw service was refused")
 	}
-	got = f.Register(t.Context(), id(1), []protocol.Service{at("lamp", "/lamp/", nil), at("raw", "", func(s *protocol.Service) { s.Proto = "raw" })})
+	got = f.register(t, 1, []protocol.Service{at("lamp", "/lamp/", nil), at("raw", "", func(s *protocol.Service) { s.Proto = "raw" })})
 	if !strings.Contains(got[1].Error, "only HTTP") {
 		t.Errorf("raw beside a path: %+v", got[1])
 	}
@@ -168,7 +171,7 @@ func TestClaimsStay(t *testing.T) {
 	if a := f.one(t, 1, service("ha", "")); a.Error != "" {
 		t.Fatal(a.Error)
 	}
-	f.Register(t.Context(), id(1), nil) // withdrawn
+	f.register(t, 1, nil) // withdrawn
 	if n := len(f.Routes()); n != 0 {
 		t.Errorf("%d routes after the service was withdrawn", n)
 	}
@@ -214,7 +217,7 @@ func TestClaimsStay(t *testing.T) {
 func TestReleaseEndsRoutesForGood(t *testing.T) {
 	f := fresh(t)
 	f.join(t, 1)
-	f.Register(t.Context(), id(1), []protocol.Service{service("a", ""), service("b", "")})
+	f.register(t, 1, []protocol.Service{service("a", ""), service("b", "")})
 	if err := f.Release(t.Context(), "a.example.org"); err != nil {
 		t.Fatal(err)
 	}
@@ -228,7 +231,7 @@ func TestReleaseEndsRoutesForGood(t *testing.T) {
 func TestRoutesSurviveRestart(t *testing.T) {
 	f := fresh(t)
 	f.join(t, 1)
-	f.Register(t.Context(), id(1), []protocol.Service{service("ha", ""), {Name: "cam", Proto: "raw", Auth: "none", Solo: true, Host: "*.cam.example.org"}})
+	f.register(t, 1, []protocol.Service{service("ha", ""), {Name: "cam", Proto: "raw", Auth: "none", Solo: true, Host: "*.cam.example.org"}})
 	g := open(t, f.kv, nil)
 	want, got := fmt.Sprint(f.Routes()), fmt.Sprint(g.Routes())
 	if got != want || len(g.Routes()) != 2 {
@@ -238,7 +241,7 @@ func TestRoutesSurviveRestart(t *testing.T) {
 		t.Errorf("presence %v, %v", online, since)
 	}
 	// The same list again is no change: nothing to rebuild.
-	g.Register(t.Context(), id(1), []protocol.Service{service("ha", ""), {Name: "cam", Proto: "raw", Auth: "none", Solo: true, Host: "*.cam.example.org"}})
+	g.register(t, 1, []protocol.Service{service("ha", ""), {Name: "cam", Proto: "raw", Auth: "none", Solo: true, Host: "*.cam.example.org"}})
 	if g.changed != 0 {
 		t.Errorf("%d changes reported for an equal list", g.changed)
 	}
@@ -252,7 +255,7 @@ func TestCaps(t *testing.T) {
 		list = append(list, service(fmt.Sprint("s", i), ""))
 	}
 	refused := 0
-	for _, a := range f.Register(t.Context(), id(1), list) {
+	for _, a := range f.register(t, 1, list) {
 		if a.Error != "" {
 			refused++
 		}
@@ -283,7 +286,7 @@ func TestAuditIsBounded(t *testing.T) {
 		for j := range 100 {
 			list = append(list, service(fmt.Sprintf("s%d-%d", i, j), "x.other.net"))
 		}
-		f.Register(t.Context(), id(1), list)
+		f.register(t, 1, list)
 	}
 	if n := f.audit.count("service.refused"); n != auditBudget {
 		t.Errorf("%d refusals in the audit log, want %d", n, auditBudget)

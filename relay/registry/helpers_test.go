@@ -211,6 +211,24 @@ func dies(s *fakeSession, c net.Conn) {
 // dead is stalls, but not even the Open is read.
 func dead(*fakeSession, net.Conn) {}
 
+// register sends a list as agent n does, on its newest session.
+func (f *fixture) register(t *testing.T, n int, services []protocol.Service) []protocol.Registration {
+	t.Helper()
+	f.mu.Lock()
+	var s tunnel.Session = newSession(n, answers)
+	isNew := true
+	if m := f.agents[id(n)]; m != nil && len(m.sessions) > 0 {
+		s, isNew = m.sessions[len(m.sessions)-1].s, false
+	}
+	f.mu.Unlock()
+	if isNew {
+		if detach, err := f.Attach(s, "i1"); err == nil {
+			defer detach()
+		} // the refusal of the list is what the caller asks for
+	}
+	return f.Registry.Register(t.Context(), s, services)
+}
+
 func (f *fixture) attach(t *testing.T, s tunnel.Session, instance string) func() {
 	t.Helper()
 	detach, err := f.Attach(s, instance)

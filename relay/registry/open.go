@@ -19,6 +19,10 @@ const (
 	// patience is how long a session may take to answer while a newer one is
 	// there: the visitor must not hang on a path that just froze.
 	patience = 4 * time.Second
+	// hurry is what is left of it once a session is there that is newer than
+	// the one that does not answer: most likely that one died with the agent's
+	// process, and nothing has told us yet.
+	hurry = time.Second
 	// grace is how long a visitor waits for an agent that was here a moment
 	// ago, or may come back because the relay has just started.
 	grace = 2 * time.Second
@@ -56,14 +60,14 @@ var ErrNoAnswer = errors.New("the agent did not answer in time")
 
 var (
 	errEnded   = errors.New("the session ended before the agent answered")
-	errStalled = errors.New("the session stalled while a newer one is there")
+	errStalled = errors.New("the session stalled while another one is there")
 )
 
 // OpenStream opens a stream to a service of an agent: it writes o, reads the
 // agent's Result, and returns the stream ready for the visitor's bytes. It
 // uses the newest session. When a session dies before the Result, or does not
-// answer for four seconds while a newer one is there, it goes on with the
-// next. It returns within 15 seconds and when ctx ends; a stream that nobody
+// answer for four seconds while another one is there, or for one second after
+// a newer one came, it goes on with the next. It returns within 15 seconds and when ctx ends; a stream that nobody
 // gets is reset.
 //
 // Errors: *ResultError (the agent says no), *OfflineError, ErrNoAnswer,
@@ -188,15 +192,18 @@ func (m *member) best(replicas int, tried map[*attached]bool) *attached {
 	return nil
 }
 
-// better reports whether there is an active session that was not tried yet,
-// and returns the channel that tells of the next change.
-func (r *Registry) better(id protocol.AgentID, tried map[*attached]bool) (bool, <-chan struct{}) {
+// better returns the active session that was not tried yet, nil when there is
+// none, and the channel that tells of the next change.
+func (r *Registry) better(id protocol.AgentID, tried map[*attached]bool) (*attached, <-chan struct{}) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	m := r.agents[id]
 	r.reap(m)
 	a := m.best(r.cfg.Replicas, tried)
-	return a != nil && !a.draining && !a.leaving, m.changed
+	if a != nil && (a.draining || a.leaving) {
+		a = nil
+	}
+	return a, m.changed
 }
 
 // try opens the stream on one session.
@@ -207,11 +214,15 @@ func (r *Registry) try(ctx context.Context, id protocol.AgentID, a *attached, o 
 	go openOn(attempt, a.s, o, out)
 	patient := time.NewTimer(patience)
 	defer patient.Stop()
-	late := false
+	late, hurried, began := false, false, time.Now()
 	another, changed := r.better(id, tried)
 	for {
-		if late && another {
+		if late && another != nil {
 			return nil, errStalled
+		}
+		if another != nil && another.seq > a.seq && !late && !hurried {
+			hurried = true
+			patient.Reset(min(hurry, patience-time.Since(began)))
 		}
 		select {
 		case res := <-out:

@@ -43,7 +43,8 @@ func TestOpenStream(t *testing.T) {
 		{what: "last one dies", sessions: []func(*fakeSession, net.Conn){dies}, want: ErrOffline, took: grace},
 		{what: "stalls alone", sessions: []func(*fakeSession, net.Conn){dead}, want: ErrNoAnswer, took: openLimit},
 		{what: "stalls after the open", sessions: []func(*fakeSession, net.Conn){stalls}, want: ErrNoAnswer, took: openLimit},
-		{what: "stalls, newer comes", sessions: []func(*fakeSession, net.Conn){dead}, later: answers, took: patience},
+		{what: "stalls, newer comes", sessions: []func(*fakeSession, net.Conn){dead}, later: answers, took: time.Second + hurry},
+		{what: "stalls, newer comes and stalls", sessions: []func(*fakeSession, net.Conn){dead}, later: dead, want: ErrNoAnswer, took: openLimit},
 		{what: "stalls, older is there", sessions: []func(*fakeSession, net.Conn){answers, dead}, want: ErrNoAnswer, took: openLimit},
 	} {
 		t.Run(c.what, func(t *testing.T) {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/sallyport/sallyport/protocol"
 	"github.com/sallyport/sallyport/protocol/names"
+	"github.com/sallyport/sallyport/protocol/tunnel"
 	"github.com/sallyport/sallyport/relay/store"
 )
 
@@ -37,27 +38,40 @@ type Route struct {
 // after a restart of the relay it is routed as before, also while the agent
 // is still away. A service that is not in the list any more loses its route;
 // its claim stays.
-func (r *Registry) Register(ctx context.Context, id protocol.AgentID, services []protocol.Service) []protocol.Registration {
+//
+// s is the attached session that the list came on. Only the newest one of an
+// agent's process speaks for it: a list that was on its way on an older one
+// changes nothing, and the answer says how things stand.
+//
+// The answers fit into one protocol.Registered: reasons are shortened when
+// they are many, and of more answers than that the last ones are left out.
+func (r *Registry) Register(ctx context.Context, s tunnel.Session, services []protocol.Service) []protocol.Registration {
 	if err := r.beginWrite(ctx); err != nil {
-		return refuseAll(services, err.Error())
+		return fit(refuseAll(services, err.Error()))
 	}
-	answers, changed := r.register(ctx, id, services)
+	answers, changed := r.register(ctx, s, services)
 	r.endWrite()
 	if changed {
 		r.cfg.Changed()
 	}
-	return answers
+	return fit(answers)
 }
 
-func (r *Registry) register(ctx context.Context, id protocol.AgentID, services []protocol.Service) (answers []protocol.Registration, changed bool) {
+func (r *Registry) register(ctx context.Context, from tunnel.Session, services []protocol.Service) (answers []protocol.Registration, changed bool) {
+	id := from.Peer().ID
 	r.mu.Lock()
 	m := r.agents[id]
 	if m == nil || m.Revoked {
 		r.mu.Unlock()
 		return refuseAll(services, "this agent is not known here or was revoked: join again with a new token"), false
 	}
-	a, before := m.Agent, m.services
+	a, before, known := m.Agent, m.services, m.refused
+	r.reap(m)
+	speaks := m.speaks(from)
 	r.mu.Unlock()
+	if !speaks {
+		return r.answerStored(services, before, known), false
+	}
 
 	claimed := false
 	accepted := make([]protocol.Service, 0, len(services))
@@ -65,11 +79,11 @@ func (r *Registry) register(ctx context.Context, id protocol.AgentID, services [
 	conflicts := make(map[string]bool)
 	for i, s := range services {
 		ok, isNew, err := r.accept(ctx, a, s, accepted, i)
-		answer := protocol.Registration{Name: s.Name}
+		answer := protocol.Registration{Name: elide(s.Name, maxName)}
 		if err != nil {
-			answer.Error = err.Error()
-			refused[s.Name] = answer.Error
-			conflicts[s.Name] = errors.Is(err, errConflict)
+			answer.Error = elide(err.Error(), maxReason)
+			refused[answer.Name] = answer.Error
+			conflicts[answer.Name] = errors.Is(err, errConflict)
 		} else {
 			answer.URL = r.url(ok)
 			accepted = append(accepted, ok)
@@ -85,7 +99,6 @@ func (r *Registry) register(ctx context.Context, id protocol.AgentID, services [
 	}
 	r.mu.Lock()
 	m.services = accepted
-	known := m.refused
 	m.refused = refused
 	r.mu.Unlock()
 
@@ -211,14 +224,6 @@ func (r *Registry) adoptClaim(ctx context.Context, a Agent, host string) error {
 	r.mu.Unlock()
 	r.cfg.Audit("claim.made", slog.String("agent", a.Name), slog.String("host", host))
 	return nil
-}
-
-func refuseAll(services []protocol.Service, why string) []protocol.Registration {
-	answers := make([]protocol.Registration, len(services))
-	for i, s := range services {
-		answers[i] = protocol.Registration{Name: s.Name, Error: why}
-	}
-	return answers
 }
 
 // url is where visitors of a service go. Raw bytes have no web address; tls:

@@ -6,7 +6,7 @@
 //	reg, err := registry.New(ctx, registry.Config{Store: kv, Domain: "example.org"})
 //	detach, err := reg.Attach(session, hello.Instance) // for every tunnel that an agent opened
 //	defer detach()
-//	answers := reg.Register(ctx, session.Peer().ID, register.Services)
+//	answers := reg.Register(ctx, session, register.Services)
 //	stream, err := reg.OpenStream(ctx, route.Agent, protocol.Open{Service: "ha"})
 //
 // # Claims

@@ -4,7 +4,7 @@ import "sync"
 
 // chunkSizes are the sizes of buffers that received bytes are kept in. Small
 // first: ten thousand streams with one unread byte each must stay cheap.
-var chunkSizes = [...]int{2 << 10, 8 << 10, 32 << 10}
+var chunkSizes = [...]int{512, 2 << 10, 8 << 10, 32 << 10}
 
 var chunkPools [len(chunkSizes)]sync.Pool
 
@@ -33,6 +33,7 @@ func (c *chunk) free() {
 type buffer struct {
 	head, tail *chunk
 	len        int
+	held       int  // the memory of all chunks: never less than len
 	class      int  // of the next chunk
 	filling    bool // space was called, filled was not
 }
@@ -42,6 +43,7 @@ func (b *buffer) space() []byte {
 	b.filling = true
 	if b.tail == nil || b.tail.w == len(b.tail.data) {
 		c := newChunk(b.class)
+		b.held += len(c.data)
 		if b.tail == nil {
 			b.head = c
 		} else {
@@ -97,6 +99,7 @@ func (b *buffer) trim() {
 		if c == b.tail {
 			b.tail = nil
 		}
+		b.held -= len(c.data)
 		c.free()
 	}
 }

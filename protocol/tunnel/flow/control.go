@@ -158,13 +158,25 @@ func (s *Session) failLink(err error) {
 
 // sendCredit raises the peer's limit, soon.
 func (s *Session) sendCredit(id uint64, limit int64) {
-	s.ctl.mu.Lock()
-	if s.ctl.credits == nil {
-		s.ctl.credits = map[uint64]int64{}
+	s.mu.Lock()
+	if s.streams[id] != nil { // remove comes after, or has been
+		s.ctl.mu.Lock()
+		if s.ctl.credits == nil {
+			s.ctl.credits = map[uint64]int64{}
+		}
+		s.ctl.credits[id] = limit
+		s.ctl.mu.Unlock()
 	}
-	s.ctl.credits[id] = limit
-	s.ctl.mu.Unlock()
+	s.mu.Unlock()
 	s.sendCredits()
+}
+
+// forget drops the credit of a stream that is over: while the peer does not
+// read the control stream, they would pile up.
+func (c *control) forget(id uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.credits, id)
 }
 
 func (s *Session) sendCredits() {

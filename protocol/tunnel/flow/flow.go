@@ -5,7 +5,7 @@
 // a stalled stream takes room from all.
 //
 // So every direction of every stream has a credit, an absolute number of
-// bytes that its sender may send. It starts at 256 KiB without a message; the
+// bytes that its sender may send. It starts at 255 KiB without a message; the
 // receiver raises it on the control stream as its application reads. A
 // goroutine per stream moves what arrives out of the library into our buffer,
 // so the libraries' own windows never fill, every unread byte is counted,
@@ -13,10 +13,10 @@
 //
 //	window   granted − consumed of one stream. Doubles up to 16 MiB while the
 //	         reader takes half of it in less than two round trips.
-//	growth   the sum of all that windows have above 256 KiB; at most ¾ of the
+//	growth   the sum of all that windows have above 255 KiB; at most ¾ of the
 //	         budget. Streams that rest for 10 s give theirs back.
-//	unread   the bytes that arrived and were not read. Over the budget, the
-//	         longest-stalled streams are reset with CodeOverload.
+//	held     the memory of the bytes that arrived and were not read. Over the
+//	         budget, the longest-stalled streams are reset with CodeOverload.
 //
 // The control stream is the first one that the dialer opens. It carries
 // frames of 17 bytes, integers big endian; unknown types are ignored:
@@ -107,6 +107,6 @@ type Config struct {
 	Local      net.Addr
 	Dialer     bool         // this side opens the control stream
 	Budget     int64        // bytes; 0 = DefaultBudget
-	MaxStreams int          // streams that the peer may have open; 0 = no limit but the link's
+	MaxStreams int          // streams that the peer may have open; one more ends the session; 0 = no limit but the link's
 	Logger     *slog.Logger // nil = silent
 }

@@ -27,10 +27,24 @@ func (st *Stream) pump() {
 	st.lane.Drain()
 }
 
+// space returns room for Recv. Here, and only here, memory is taken.
 func (st *Stream) space() []byte {
 	st.mu.Lock()
-	defer st.mu.Unlock()
-	return st.in.buf.space()
+	p := st.in.buf.space()
+	st.charge()
+	st.mu.Unlock()
+	if st.s.ledger.held.Load() > st.s.ledger.budget {
+		st.s.shed()
+	}
+	return p
+}
+
+// charge tells the ledger what the buffer holds. The caller holds mu.
+func (st *Stream) charge() {
+	if held := st.in.buf.held; held != st.in.charged {
+		st.s.ledger.held.Add(int64(held - st.in.charged))
+		st.in.charged = held
+	}
 }
 
 // arrived counts n bytes that Recv put into space.
@@ -50,14 +64,13 @@ func (st *Stream) arrived(n int) {
 		in.buf.drop()
 		n = 0
 	}
-	unread := st.s.ledger.unread.Add(int64(n))
+	st.s.ledger.unread.Add(int64(n))
+	st.charge()
 	st.mu.Unlock()
 	st.s.bytesIn.Add(uint64(n))
 	wake(in.wake)
 	if cheat {
 		st.s.fail(&tunnel.CloseError{Code: protocol.CodeProtocol, Reason: "flow credit exceeded"}, true)
-	} else if n > 0 && unread > st.s.ledger.budget {
-		st.s.shed()
 	}
 }
 

@@ -32,9 +32,10 @@ type Session struct {
 	mu       sync.Mutex // guards the fields below
 	err      *tunnel.CloseError
 	streams  map[uint64]*Stream
-	theirs   int       // of streams, how many the peer opened
+	theirs   int       // places that the peer's streams take
 	queue    []*Stream // opened by the peer, not accepted yet
 	accepted chan struct{}
+	room     chan struct{} // a place became free
 }
 
 var _ tunnel.Session = (*Session)(nil)
@@ -49,6 +50,7 @@ func New(ctx context.Context, link Link, cfg Config) (*Session, error) {
 		done:     make(chan struct{}),
 		streams:  map[uint64]*Stream{},
 		accepted: make(chan struct{}, 1),
+		room:     make(chan struct{}, 1),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -101,6 +103,8 @@ func (s *Session) AcceptStream(ctx context.Context) (tunnel.Stream, error) {
 			st := s.queue[0]
 			s.queue[0] = nil
 			s.queue = s.queue[1:]
+			st.place.accepted = true
+			s.free(st)
 			more := len(s.queue) > 0
 			s.mu.Unlock()
 			if more {
@@ -169,33 +173,21 @@ func (s *Session) acceptLoop() {
 		if err != nil {
 			return // controlLoop says why
 		}
+		if !s.waitRoom() {
+			s.fail(&tunnel.CloseError{Code: protocol.CodeProtocol, Reason: "too many open streams"}, true)
+			return
+		}
 		if s.add(lane, true) == nil {
-			lane.CancelSend(protocol.CodeOverload)
-			lane.CancelRecv(protocol.CodeOverload)
-			go discard(lane)
+			return
 		}
 	}
 }
 
-// discard reads a refused lane to its end, for the link to forget it.
-func discard(lane Lane) {
-	buf := make([]byte, 512)
-	for {
-		if lane.Wait() != nil {
-			break
-		}
-		if _, err := lane.Recv(buf); err != nil {
-			break
-		}
-	}
-	lane.Drain()
-}
-
-// add registers a stream; nil when there is no place for it.
+// add registers a stream; nil when the session has ended.
 func (s *Session) add(lane Lane, theirs bool) *Stream {
 	st := newStream(s, lane, theirs)
 	s.mu.Lock()
-	if s.err != nil || theirs && s.cfg.MaxStreams > 0 && s.theirs >= s.cfg.MaxStreams {
+	if s.err != nil {
 		s.mu.Unlock()
 		return nil
 	}
@@ -219,9 +211,7 @@ func (s *Session) remove(st *Stream) {
 	defer s.mu.Unlock()
 	if s.streams[st.id] == st {
 		delete(s.streams, st.id)
-		if st.theirs {
-			s.theirs--
-		}
+		s.ctl.forget(st.id)
 	}
 }
 

@@ -18,6 +18,7 @@ type Stream struct {
 	lane   Lane
 	id     uint64
 	theirs bool
+	place  place // of theirs; guarded by s.mu
 
 	reading gate // one Read at a time
 	writing gate // one Write or CloseWrite at a time
@@ -30,6 +31,7 @@ type Stream struct {
 
 type inbound struct {
 	buf      buffer
+	charged  int // what the ledger knows of buf.held
 	window   window
 	stalled  time.Time // since when the oldest unread byte waits, or the last read
 	err      error     // what Read returns after buf
@@ -87,6 +89,7 @@ func (st *Stream) take(p []byte) (int, error) {
 	}
 	now := time.Now()
 	n := st.in.buf.read(p)
+	st.charge()
 	st.in.stalled = now
 	due, want := st.in.window.consume(n, now, st.s.link.RTT())
 	over := st.in.ended
@@ -321,6 +324,7 @@ func (st *Stream) dropRead(err error) {
 		st.in.err = err
 	}
 	st.s.ledger.unread.Add(-int64(st.in.buf.drop()))
+	st.charge()
 	st.settle()
 }
 
@@ -335,6 +339,9 @@ func (st *Stream) finish() {
 // settle gives back what the stream does not need any more, and has the
 // session forget it when both directions are over. The caller holds mu.
 func (st *Stream) settle() {
+	if st.in.ended && st.out.ended {
+		st.s.leave(st)
+	}
 	if !st.closed && (!st.in.ended || st.in.buf.len > 0) {
 		return
 	}

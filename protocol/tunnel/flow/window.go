@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/sallyport/sallyport/protocol"
+	"github.com/sallyport/sallyport/protocol/tunnel"
 )
 
 const (
@@ -60,7 +61,8 @@ func (w *window) shrink() (freed int64) {
 // A ledger keeps the session's budget.
 type ledger struct {
 	budget int64
-	unread atomic.Int64
+	unread atomic.Int64 // bytes
+	held   atomic.Int64 // memory that they take: what the budget bounds
 
 	mu     sync.Mutex // guards growth
 	growth int64
@@ -98,34 +100,37 @@ func (s *Session) reclaim(now time.Time) {
 func (s *Session) shed() {
 	s.ledger.shedding.Lock()
 	defer s.ledger.shedding.Unlock()
-	if s.ledger.unread.Load() <= s.ledger.budget {
+	if s.ledger.held.Load() <= s.ledger.budget {
 		return
 	}
 	type stalled struct {
-		st     *Stream
-		since  time.Time
-		unread int
+		st    *Stream
+		since time.Time
+		held  int
 	}
 	var all []stalled
 	for _, st := range s.list() {
 		st.mu.Lock()
-		if n := st.in.buf.len; n > 0 {
-			all = append(all, stalled{st, st.in.stalled, n})
+		if st.in.buf.len > 0 {
+			all = append(all, stalled{st, st.in.stalled, st.in.buf.held})
 		}
 		st.mu.Unlock()
 	}
 	slices.SortFunc(all, func(a, b stalled) int {
-		return cmp.Or(a.since.Compare(b.since), cmp.Compare(b.unread, a.unread))
+		return cmp.Or(a.since.Compare(b.since), cmp.Compare(b.held, a.held))
 	})
 	count := 0
 	for _, v := range all {
-		if s.ledger.unread.Load() <= s.ledger.budget {
+		if s.ledger.held.Load() <= s.ledger.budget {
 			break
 		}
 		v.st.overload()
 		count++
 	}
 	s.log.Warn("over the budget of unread bytes: reset the longest-stalled streams", "streams", count, "budget", s.ledger.budget)
+	if s.ledger.held.Load() > s.ledger.budget { // all in chunks that the peer began to fill and leaves so
+		go s.fail(&tunnel.CloseError{Code: protocol.CodeOverload, Reason: "budget of unread bytes"}, true)
+	}
 }
 
 // overload resets a stream even if its owner closed only one direction.

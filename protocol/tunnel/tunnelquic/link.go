@@ -48,11 +48,22 @@ func (l *link) Close(code protocol.Code, reason string, _ func()) {
 
 func (l *link) RTT() time.Duration { return l.conn.ConnectionStats().SmoothedRTT }
 
-func (l *link) Cause() *tunnel.CloseError {
-	err := context.Cause(l.conn.Context())
-	if err == nil {
+func (l *link) Cause() *tunnel.CloseError { return causeOf(l.conn.Context()) }
+
+// causeTime is how long a connection may take to say why its streams failed.
+const causeTime = time.Second
+
+// causeOf waits a moment for the end of a connection: quic-go ends its streams
+// first. nil: the connection goes on.
+func causeOf(conn context.Context) *tunnel.CloseError {
+	late := time.NewTimer(causeTime)
+	defer late.Stop()
+	select {
+	case <-conn.Done():
+	case <-late.C:
 		return nil
 	}
+	err := context.Cause(conn)
 	if e, ok := errors.AsType[*quic.ApplicationError](err); ok {
 		return &tunnel.CloseError{Code: protocol.Code(e.ErrorCode), Reason: e.ErrorMessage, Remote: e.Remote}
 	}

@@ -68,8 +68,10 @@ func (r *road) listen(t *testing.T, ends *ends) *tunnelquic.Listener {
 
 // dial makes a session from the home's end.
 func (r *road) dial(ctx context.Context, ends *ends) (tunnel.Session, error) {
-	d := &tunnelquic.Dialer{TLS: ends.client, Config: ends.cfg,
-		ListenPacket: func(context.Context, netip.AddrPort) (net.PacketConn, error) { return r.home, nil }}
+	d := &tunnelquic.Dialer{
+		TLS: ends.client, Config: ends.cfg,
+		ListenPacket: func(context.Context, netip.AddrPort) (net.PacketConn, error) { return r.home, nil },
+	}
 	return d.Dial(ctx, relayAddr)
 }
 

@@ -120,7 +120,7 @@ func TestStatelessReset(t *testing.T) {
 
 func TestStreamLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a, b := simPair(t, tunnelquic.Config{MaxStreams: 2})
+		a, b := simPair(t, tunnelquic.Config{MaxAccept: 2})
 		var streams []tunnel.Stream
 		for range 2 {
 			st, err := a.OpenStream(t.Context())

@@ -8,31 +8,29 @@ import (
 	"sync"
 	"time"
 
-	"github.com/hashicorp/yamux"
-
 	"github.com/sallyport/sallyport/protocol"
 	"github.com/sallyport/sallyport/protocol/tunnel"
 )
 
-const (
-	recordData  = 0
-	recordEnd   = 1
-	recordReset = 2
-	recordStop  = 3
+// idleTime is how long a lane is quiet before it gives up yamux's buffer for
+// what it receives. yamux keeps that at the size of the largest burst.
+const idleTime = time.Second
 
-	recordHeader = 4
-	maxData      = 32 << 10 // what a copy loop has in its hands
-)
-
-var records = sync.Pool{New: func() any { return new([]byte) }}
+// A yamuxStream is what a lane needs of a *yamux.Stream.
+type yamuxStream interface {
+	io.ReadWriteCloser
+	StreamID() uint32
+	Shrink()
+}
 
 // A lane is a flow.Lane over a yamux stream.
 type lane struct {
 	link    *link
-	y       *yamux.Stream
-	control bool // does not queue with the data
-	ours    bool // holds a place in link.opens
-	left    int  // of the DATA record being received
+	y       yamuxStream
+	idle    *time.Timer // shrinks y; nil until the first byte
+	control bool        // does not queue with the data
+	ours    bool        // holds a place in link.opens
+	left    int         // of the DATA record being received
 	head    [recordHeader]byte
 
 	cancelled chan struct{} // closed when what Send queues goes nowhere
@@ -47,7 +45,7 @@ type lane struct {
 	finished bool
 }
 
-func newLane(l *link, y *yamux.Stream, control, ours bool) *lane {
+func newLane(l *link, y yamuxStream, control, ours bool) *lane {
 	return &lane{link: l, y: y, control: control, ours: ours, cancelled: make(chan struct{})}
 }
 
@@ -113,6 +111,11 @@ func (l *lane) readCode() (protocol.Code, error) {
 func (l *lane) Recv(p []byte) (int, error) {
 	n, err := l.y.Read(p[:min(len(p), l.left)])
 	l.left -= n
+	if l.idle == nil {
+		l.idle = time.AfterFunc(idleTime, l.y.Shrink)
+	} else {
+		l.idle.Reset(idleTime)
+	}
 	if err != nil {
 		return n, l.readError()
 	}
@@ -130,19 +133,30 @@ func (l *lane) readError() error {
 
 // Drain waits for STOP and for the peer's FIN.
 func (l *lane) Drain() {
-	var b [recordHeader + 4]byte
+	code := protocol.CodeAborted
 	for {
-		if _, err := io.ReadFull(l.y, b[:]); err != nil || b[0] != recordStop || b[3] != 4 {
+		if _, err := io.ReadFull(l.y, l.head[:]); err != nil {
 			break
 		}
-		l.stop(protocol.Code(binary.BigEndian.Uint32(b[recordHeader:])))
+		if l.head != [recordHeader]byte{recordStop, 0, 0, 4} {
+			code = protocol.CodeProtocol
+			break
+		}
+		stopped, err := l.readCode()
+		if err != nil {
+			break
+		}
+		l.stop(stopped)
+	}
+	if l.idle != nil {
+		l.idle.Stop()
 	}
 	if l.link.session.IsClosed() {
 		return // the session's end says why
 	}
 	// The peer is done with the stream. Normally so are we.
-	l.stop(protocol.CodeAborted)
-	l.CancelSend(protocol.CodeAborted)
+	l.stop(code)
+	l.CancelSend(code)
 }
 
 // stop tells package flow that the peer does not read on.
@@ -239,13 +253,6 @@ func (l *lane) CancelRecv(code protocol.Code) {
 		l.stopSent = true
 		l.push(record{buf: codeRecord(recordStop, code)})
 	}
-}
-
-// A record waits to be written.
-type record struct {
-	buf     *[]byte
-	slot    bool         // it holds one of link.slots
-	written chan<- error // if somebody waits
 }
 
 // enqueue queues a DATA record, unless the direction is over.
@@ -366,22 +373,4 @@ func (l *lane) finishYamux() {
 	if l.ours {
 		<-l.link.opens
 	}
-}
-
-func newRecord(typ byte, size int) *[]byte {
-	buf := records.Get().(*[]byte)
-	*buf = append((*buf)[:0], typ, byte(size>>16), byte(size>>8), byte(size))
-	return buf
-}
-
-func dataRecord(p []byte) *[]byte {
-	buf := newRecord(recordData, len(p))
-	*buf = append(*buf, p...)
-	return buf
-}
-
-func codeRecord(typ byte, code protocol.Code) *[]byte {
-	buf := newRecord(typ, 4)
-	*buf = binary.BigEndian.AppendUint32(*buf, uint32(code))
-	return buf
 }

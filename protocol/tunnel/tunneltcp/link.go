@@ -19,8 +19,9 @@ import (
 
 const (
 	// backlog bounds streams that were opened and not yet taken by the peer's
-	// package flow, which takes them at once.
-	backlog = 1024
+	// package flow, which takes them at once. Until then, yamux keeps up to
+	// 256 KiB of each: before HELLO, and from a peer that opens too many.
+	backlog = 256
 
 	// inFlight is how many data records of all streams together may wait to be
 	// written. The other writers wait for a slot, in order, where they can be
@@ -143,8 +144,8 @@ func (l *link) Open(ctx context.Context) (flow.Lane, error) {
 	case <-ctx.Done():
 		go func() {
 			if r := <-opened; r.err == nil {
-				newLane(l, r.s, false, true).refuse()
-			} else {
+				newLane(l, r.s, false, !first).refuse()
+			} else if !first {
 				<-l.opens
 			}
 		}()

@@ -38,14 +38,16 @@ const Name = "tcp"
 // A Config tunes sessions. The zero value is what production uses.
 type Config struct {
 	Budget       int64         // bytes of unread stream data per session; 0 = 64 MiB
-	KeepAlive    time.Duration // a ping every so often; 0 = 5 s
+	KeepAlive    time.Duration // a ping every so often; 0 = 4 s
 	WriteTimeout time.Duration // a write or ping without answer for so long ends the session; 0 = 10 s
 	Logger       *slog.Logger  // nil = silent
-	MaxStreams   int           // streams that each side may have open; 0 = 10000
+	MaxStreams   int           // streams that we have open at most, as the peer accepts no more; 0 = 10000
+	MaxAccept    int           // streams that the peer may have open; one more ends the session with CodeProtocol; 0 = 10000
 }
 
+// A path that froze is noticed within 4 s + 10 s, whenever it froze.
 const (
-	defaultKeepAlive    = 5 * time.Second
+	defaultKeepAlive    = 4 * time.Second
 	defaultWriteTimeout = 10 * time.Second
 	defaultMaxStreams   = 10000
 )
@@ -59,6 +61,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.MaxStreams <= 0 {
 		c.MaxStreams = defaultMaxStreams
+	}
+	if c.MaxAccept <= 0 {
+		c.MaxAccept = defaultMaxStreams
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -139,6 +144,6 @@ func newSession(ctx context.Context, raw net.Conn, side func(net.Conn, *tls.Conf
 	}
 	return flow.New(ctx, l, flow.Config{
 		Peer: peer, Local: conn.LocalAddr(), Dialer: dialer,
-		Budget: cfg.Budget, MaxStreams: cfg.MaxStreams, Logger: cfg.Logger,
+		Budget: cfg.Budget, MaxStreams: cfg.MaxAccept, Logger: cfg.Logger,
 	})
 }

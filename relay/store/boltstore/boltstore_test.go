@@ -167,6 +167,10 @@ func TestOpenRefuses(t *testing.T) {
 			data := good(t, path)
 			return write(t, path, data[:bytes.LastIndexByte(data, 0x5a)-50_000])
 		}, []string{"damaged", "backup"}},
+		{"empty", func(t *testing.T, _, path string) string {
+			good(t, path)
+			return write(t, path, nil)
+		}, []string{"empty", "backup", "rm "}},
 		{"zeroed pages", func(t *testing.T, _, path string) string {
 			data := good(t, path)
 			clear(data[2*os.Getpagesize():])
@@ -182,6 +186,10 @@ func TestOpenRefuses(t *testing.T) {
 			if err == nil {
 				kv.Close()
 				t.Fatal("Open succeeded")
+			}
+			if again, err := Open(path); err == nil { // the first try must not repair it by emptying it
+				again.Close()
+				t.Error("the second Open succeeded")
 			}
 			for _, want := range append(test.want, path) {
 				if !strings.Contains(err.Error(), want) {

@@ -21,7 +21,9 @@ import (
 const lockTimeout = time.Second
 
 // Open opens the file, or makes it (0600) in a directory that exists. It reads
-// all of it once, so that damage shows now and not at a visitor.
+// all of it once, so that damage shows now and not at a visitor. An empty file
+// counts as damaged: to start anew there, as bbolt would, is to forget whose
+// every name is.
 func Open(path string) (store.KV, error) {
 	db, err := open(path)
 	if err != nil {
@@ -37,6 +39,10 @@ func open(path string) (*bbolt.DB, error) {
 		return bbolt.Open(path, 0o600, &bbolt.Options{
 			Timeout: lockTimeout,
 			OpenFile: func(name string, flag int, perm os.FileMode) (*os.File, error) {
+				before, err := os.Stat(name)
+				if fresh = errors.Is(err, fs.ErrNotExist); err == nil && before.Size() == 0 && before.Mode().IsRegular() {
+					return nil, errEmpty
+				}
 				f, err := os.OpenFile(name, flag, perm)
 				if err != nil {
 					return nil, err
@@ -49,7 +55,7 @@ func open(path string) (*bbolt.DB, error) {
 					f.Close()
 					return nil, err
 				}
-				fresh, file = info.Size() == 0, f
+				file = f
 				return f, nil
 			},
 		})
@@ -95,6 +101,8 @@ func prepare(db *bbolt.DB) error {
 	})
 }
 
+var errEmpty = errors.New("the file is empty")
+
 // errDamaged stands for what bbolt answers to a damaged file with a panic or a
 // memory fault.
 var errDamaged = errors.New("the file is damaged")
@@ -133,6 +141,9 @@ func openError(path string, err error) error {
 			"Give %s to the user that runs sallyport (chown -R), or name another place with --data.", path, err, dir)
 	case isFull(err):
 		return fmt.Errorf("cannot open %s: %w\nFree some disk space, then try again.", path, err)
+	case errors.Is(err, errEmpty):
+		return fmt.Errorf("cannot use %s: %w\n"+
+			"It was cut off, or the very first start here was. Restore it from a backup; to start as a new relay, without agents and names, remove it (rm %s).", path, err, path)
 	case errors.Is(err, errDamaged), errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrChecksum), errors.Is(err, bolterrors.ErrVersionMismatch):
 		return fmt.Errorf("cannot read %s: %w\n"+
 			"It is damaged or not sallyport's. Restore it from a backup; nothing was changed.", path, err)

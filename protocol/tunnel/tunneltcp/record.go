@@ -1,0 +1,45 @@
+package tunneltcp
+
+import (
+	"encoding/binary"
+	"sync"
+
+	"github.com/sallyport/sallyport/protocol"
+)
+
+const (
+	recordData  = 0
+	recordEnd   = 1
+	recordReset = 2
+	recordStop  = 3
+
+	recordHeader = 4
+	maxData      = 32 << 10 // what a copy loop has in its hands
+)
+
+var records = sync.Pool{New: func() any { return new([]byte) }}
+
+// A record waits to be written.
+type record struct {
+	buf     *[]byte
+	slot    bool         // it holds one of link.slots
+	written chan<- error // if somebody waits
+}
+
+func newRecord(typ byte, size int) *[]byte {
+	buf := records.Get().(*[]byte)
+	*buf = append((*buf)[:0], typ, byte(size>>16), byte(size>>8), byte(size))
+	return buf
+}
+
+func dataRecord(p []byte) *[]byte {
+	buf := newRecord(recordData, len(p))
+	*buf = append(*buf, p...)
+	return buf
+}
+
+func codeRecord(typ byte, code protocol.Code) *[]byte {
+	buf := newRecord(typ, 4)
+	*buf = binary.BigEndian.AppendUint32(*buf, uint32(code))
+	return buf
+}

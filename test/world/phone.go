@@ -1,0 +1,249 @@
+package world
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/coder/websocket"
+
+	"github.com/sallyport/sallyport/protocol/pki"
+	"github.com/sallyport/sallyport/relay/admin"
+)
+
+// A Phone is a visitor of one relay.
+type Phone struct {
+	*Machine
+	Cert *tls.Certificate // nil: a stranger
+
+	relay    *Relay
+	process  *process
+	roots    *x509.CertPool
+	sessions tls.ClientSessionCache
+
+	mu      sync.Mutex // guards clients
+	clients []*http.Transport
+}
+
+// Stranger makes a phone without a certificate. It knows the relay's root, as
+// everybody knows those of public CAs.
+func (r *Relay) Stranger() *Phone {
+	r.w.T.Helper()
+	p := &Phone{Machine: r.w.machine("stranger"), relay: r, roots: r.roots(), sessions: tls.NewLRUClientSessionCache(32)}
+	p.process = p.current
+	r.w.atEnd(p.hangUp)
+	return p
+}
+
+// Phone makes a phone with a device certificate for a year.
+func (r *Relay) Phone(name string) *Phone {
+	r.w.T.Helper()
+	return r.PhoneUntil(name, time.Time{})
+}
+
+// PhoneUntil makes a phone whose certificate ends then.
+func (r *Relay) PhoneUntil(name string, until time.Time) *Phone {
+	r.w.T.Helper()
+	p := r.Stranger()
+	p.Name = name
+	key, err := pki.NewKey()
+	if err != nil {
+		r.w.T.Fatal(err)
+	}
+	csr, err := pki.NewCSR(key)
+	if err != nil {
+		r.w.T.Fatal(err)
+	}
+	var issued admin.IssuedDevice
+	r.command("devices", admin.DeviceRequest{Name: name, CSR: csr, Until: until}, &issued)
+	leaf, err := x509.ParseCertificate(issued.Cert)
+	if err != nil {
+		r.w.T.Fatal(err)
+	}
+	p.Cert = &tls.Certificate{Certificate: [][]byte{issued.Cert}, PrivateKey: key, Leaf: leaf}
+	return p
+}
+
+// TLS is the phone's TLS configuration.
+func (p *Phone) TLS(host string, protos ...string) *tls.Config {
+	c := &tls.Config{
+		ServerName: host, RootCAs: p.roots, Time: p.w.Now, NextProtos: protos, ClientSessionCache: p.sessions,
+	}
+	if p.Cert != nil {
+		c.Certificates = []tls.Certificate{*p.Cert}
+	}
+	return c
+}
+
+// Dial opens a TLS connection and completes the handshake. In TLS 1.3 a
+// server's refusal of the client arrives later, with the first Read.
+func (p *Phone) Dial(host string, protos ...string) (*tls.Conn, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	raw, err := p.process.dialTCP(ctx, "tcp", net.JoinHostPort(host, "443"))
+	if err != nil {
+		return nil, err
+	}
+	c := tls.Client(raw, p.TLS(host, protos...))
+	if err := c.HandshakeContext(ctx); err != nil {
+		raw.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// Client returns an HTTP client with connections of its own.
+func (p *Phone) Client(http2 bool) *http.Client {
+	t := &http.Transport{
+		DialContext: p.process.dialTCP, TLSClientConfig: p.TLS(""), Protocols: new(http.Protocols),
+	}
+	t.Protocols.SetHTTP1(!http2)
+	t.Protocols.SetHTTP2(http2)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.clients = append(p.clients, t)
+	return &http.Client{Transport: t, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+}
+
+func (p *Phone) hangUp() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.process.kill()
+	for _, t := range p.clients {
+		t.CloseIdleConnections()
+	}
+}
+
+// A Reply is an answer that was read to its end.
+type Reply struct {
+	Status int
+	Proto  string
+	Header http.Header
+	Body   string
+}
+
+// Get asks over a new HTTP/2 connection, and gives up after 20 s.
+func (p *Phone) Get(url string) (Reply, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	client := p.Client(true)
+	defer client.CloseIdleConnections()
+	res, err := p.open(ctx, client, url)
+	if err != nil {
+		return Reply{}, err
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	return Reply{res.StatusCode, res.Proto, res.Header, string(body)}, err
+}
+
+// Visits reports whether Get succeeds now.
+func (p *Phone) Visits(url string) bool {
+	r, err := p.Get(url)
+	return err == nil && r.Status == http.StatusOK
+}
+
+// Open begins a download over a connection of its own. Closing the body ends it.
+func (p *Phone) Open(url string, http2 bool) (*http.Response, error) {
+	return p.open(context.Background(), p.Client(http2), url)
+}
+
+func (p *Phone) open(ctx context.Context, client *http.Client, url string) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	return client.Do(req)
+}
+
+// WebSocket opens one.
+func (p *Phone) WebSocket(url string) (*websocket.Conn, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	c, _, err := websocket.Dial(ctx, url, &websocket.DialOptions{HTTPClient: p.Client(false)})
+	if err == nil {
+		p.w.atEnd(func() { c.CloseNow() })
+	}
+	return c, err
+}
+
+// A Watch reads one connection in the background and knows how it ended.
+type Watch struct {
+	What string
+
+	mu    sync.Mutex // guards the fields below
+	bytes int64
+	err   error
+	at    time.Time
+	done  chan struct{}
+}
+
+// Watch reads r until it ends.
+func (w *World) Watch(what string, r io.Reader) *Watch {
+	h := &Watch{What: what, done: make(chan struct{})}
+	w.wg.Go(func() {
+		defer close(h.done)
+		buf := make([]byte, 4096)
+		for {
+			n, err := r.Read(buf)
+			h.mu.Lock()
+			h.bytes += int64(n)
+			if err != nil {
+				h.err, h.at = err, time.Now()
+			}
+			h.mu.Unlock()
+			if err != nil {
+				return
+			}
+		}
+	})
+	return h
+}
+
+// Bytes is how much came so far.
+func (h *Watch) Bytes() int64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.bytes
+}
+
+// Ended returns the error that ended it; nil while it lives.
+func (h *Watch) Ended() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.err
+}
+
+// Cut checks that the connection ended by itself within limit of since, and
+// not in a way that a visitor could take for the end of the data.
+func (h *Watch) Cut(since time.Time, limit time.Duration) error {
+	select {
+	case <-h.done:
+	case <-time.After(time.Until(since.Add(limit + time.Nanosecond))):
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch {
+	case h.err == nil:
+		return fmt.Errorf("%s: still open after %v", h.What, limit)
+	case errors.Is(h.err, io.EOF):
+		return fmt.Errorf("%s: ended as if all were there", h.What)
+	case h.at.Sub(since) > limit:
+		return fmt.Errorf("%s: cut after %v, not within %v", h.What, h.at.Sub(since), limit)
+	}
+	return nil
+}
+
+// After returns how long after since it ended.
+func (h *Watch) After(since time.Time) time.Duration {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.at.Sub(since).Round(time.Millisecond)
+}
