@@ -24,6 +24,10 @@ const (
 	tcpKeepAlive    = 4 * time.Second
 )
 
+// controlStreams is how many streams an agent may open: all others are the
+// relay's. What an agent does not need it cannot fill with bytes.
+const controlStreams = 1
+
 // tunnelTLS is the TLS side of both transports: mutual, 1.3, nothing resumed.
 func (r *Relay) tunnelTLS() *tls.Config {
 	return &tls.Config{
@@ -59,7 +63,7 @@ func (r *Relay) tunnelTarget(ctx context.Context, c *edge.Conn) {
 	hctx, cancel := context.WithTimeout(ctx, controlDeadline)
 	defer cancel()
 	lasting := &lastingConn{Conn: c, closed: make(chan struct{})}
-	s, err := tunneltcp.Server(hctx, lasting, r.tunnelTLS(), tunneltcp.Config{KeepAlive: tcpKeepAlive, Logger: r.log})
+	s, err := tunneltcp.Server(hctx, lasting, r.tunnelTLS(), tunneltcp.Config{MaxAccept: controlStreams, KeepAlive: tcpKeepAlive, Logger: r.log})
 	if err != nil {
 		c.Fail(fmt.Errorf("agent handshake: %w", err))
 		return

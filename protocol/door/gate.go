@@ -116,24 +116,21 @@ func checkRequest(r *http.Request) (string, *page) {
 }
 
 // namesAnother reports whether a Host that is never one of ours (see
-// names.Canonical) still names a machine: an IP address, or a name of the
+// names.Canonical) still names a machine: an IP address, or a name in the
 // letters that DNS knows.
 func namesAnother(hostport string) bool {
-	host, port := hostport, "443"
-	if h, p, err := net.SplitHostPort(hostport); err == nil {
-		host, port = h, p
+	if ap, err := netip.ParseAddrPort(hostport); err == nil {
+		return ap.Port() != 0
 	}
-	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+	if bare, ok := strings.CutPrefix(hostport, "["); ok {
+		ip, err := netip.ParseAddr(strings.TrimSuffix(bare, "]"))
+		return err == nil && ip.Is6() && strings.HasSuffix(bare, "]")
+	}
+	host, port, found := strings.Cut(hostport, ":")
+	if n, err := strconv.ParseUint(port, 10, 16); found && (err != nil || n == 0) {
 		return false
 	}
-	bare := strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
-	if ip, err := netip.ParseAddr(bare); err == nil {
-		return ip.Is4() && bare == hostport[:len(bare)] || strings.HasPrefix(hostport, "["+bare+"]")
-	}
-	strange := func(r rune) bool {
-		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("-._", r)
-	}
-	return host != "" && !strings.ContainsFunc(host, strange)
+	return host != "" && strings.Trim(strings.ToLower(host), "abcdefghijklmnopqrstuvwxyz0123456789-._") == ""
 }
 
 // hostsAgree compares a Host header that came beside :authority.

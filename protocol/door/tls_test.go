@@ -298,19 +298,6 @@ func TestResumption(t *testing.T) {
 			}
 		}
 	})
-	t.Run("other host of the same site", func(t *testing.T) {
-		// Two names below one wildcard: site, policy and mode are the same.
-		for name, mode := range map[string]Mode{"wild": Require, "wildask": Ask, "wildopen": None} {
-			w.site("*."+name+".test", mode, hello)
-			from, to := "a."+name+".test", "b."+name+".test"
-			if resumed, answer, err := w.visitWith(seed(from, w.phone), from, nil); !resumed || statusOf(answer) != 200 {
-				t.Errorf("%s: resumed %v, %q, %v", from, resumed, answer, err)
-			}
-			if resumed, _, _ := w.visitWith(seed(from, w.phone), to, w.phone); resumed {
-				t.Errorf("a ticket of %s was taken at %s", from, to)
-			}
-		}
-	})
 	t.Run("without a certificate nothing is resumed on ask", func(t *testing.T) {
 		cache := seed("ask.test", nil)
 		resumed, answer, _ := w.visitWith(cache, "ask.test", w.phone)

@@ -72,8 +72,8 @@ type visit struct {
 	mu      sync.Mutex // guards what follows
 	running int        // handlers
 	ended   bool
-	second  time.Time // since when cancels counts
-	cancels int       // requests that the visitor cancelled in that second
+	second  time.Time     // since when cancels counts
+	cancels int           // requests that the visitor cancelled in that second
 	idle    chan struct{} // closed when ended and no handler runs
 }
 

@@ -33,27 +33,41 @@ func newEnds(t testing.TB) *ends {
 	return &ends{server: server, client: client}
 }
 
+// TestDeadPath: in whatever phase of the keep-alive a path freezes, and while
+// it carries data or not, both ends notice.
 func TestDeadPath(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r := newRoad(t)
-		a, b := r.pair(t, newEnds(t))
-		time.Sleep(time.Minute) // idle, and kept alive
-		if a.Err() != nil || b.Err() != nil {
-			t.Fatalf("an idle session ended: %v, %v", a.Err(), b.Err())
+	for phase := time.Duration(0); phase <= 5*time.Second; phase += 500 * time.Millisecond {
+		for _, busy := range []bool{false, true} {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRoad(t)
+				a, b := r.pair(t, newEnds(t))
+				time.Sleep(time.Minute + phase) // idle, and kept alive
+				if a.Err() != nil || b.Err() != nil {
+					t.Fatalf("an idle session ended: %v, %v", a.Err(), b.Err())
+				}
+				if busy {
+					st, err := a.OpenStream(t.Context())
+					if err != nil {
+						t.Fatal(err)
+					}
+					go st.Write(make([]byte, 1<<20))
+					time.Sleep(latency)
+				}
+				start := time.Now()
+				r.dead.Store(true)
+				for _, s := range []tunnel.Session{a, b} {
+					<-s.Done()
+					if d := time.Since(start); d > 15*time.Second {
+						t.Errorf("phase %v, busy %v: noticed after %v", phase, busy, d)
+					}
+					e, ok := errors.AsType[*tunnel.CloseError](s.Err())
+					if _, idle := errors.AsType[*quic.IdleTimeoutError](s.Err()); !ok || !idle || e.Code != protocol.CodeTimeout || e.Remote {
+						t.Errorf("got %v", s.Err())
+					}
+				}
+			})
 		}
-		start := time.Now()
-		r.dead.Store(true)
-		for _, s := range []tunnel.Session{a, b} {
-			<-s.Done()
-			if d := time.Since(start); d > 15*time.Second {
-				t.Errorf("noticed after %v", d)
-			}
-			e, ok := errors.AsType[*tunnel.CloseError](s.Err())
-			if _, idle := errors.AsType[*quic.IdleTimeoutError](s.Err()); !ok || !idle || e.Code != protocol.CodeTimeout || e.Remote {
-				t.Errorf("got %v", s.Err())
-			}
-		}
-	})
+	}
 }
 
 func TestBlockedAt(t *testing.T) {

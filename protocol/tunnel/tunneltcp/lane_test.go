@@ -223,11 +223,10 @@ type outcome struct {
 }
 
 func expect(b []byte) (o outcome) {
-	const open = ^protocol.Code(0) // no answer yet
-	o.answer = open
+	answered := false
 	answer := func(code protocol.Code) {
-		if o.answer == open {
-			o.answer = code
+		if !answered {
+			o.answer, answered = code, true
 		}
 	}
 	o.code = protocol.CodeAborted

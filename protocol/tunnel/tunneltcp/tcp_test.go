@@ -39,25 +39,39 @@ func TestBudget(t *testing.T) {
 	})
 }
 
+// TestDeadPath: in whatever phase of the keep-alive a path freezes, and while
+// it carries data or not, both ends notice.
 func TestDeadPath(t *testing.T) {
-	tunneltest.Bubble(t, func(t *testing.T) {
-		a, b, dead := stallPair(t)
-		time.Sleep(time.Minute) // idle, and kept alive
-		if a.Err() != nil || b.Err() != nil {
-			t.Fatalf("an idle session ended: %v, %v", a.Err(), b.Err())
+	for phase := time.Duration(0); phase <= 5*time.Second; phase += 500 * time.Millisecond {
+		for _, busy := range []bool{false, true} {
+			tunneltest.Bubble(t, func(t *testing.T) {
+				a, b, dead := stallPair(t)
+				time.Sleep(time.Minute + phase) // idle, and kept alive
+				if a.Err() != nil || b.Err() != nil {
+					t.Fatalf("an idle session ended: %v, %v", a.Err(), b.Err())
+				}
+				if busy {
+					st, err := a.OpenStream(t.Context())
+					if err != nil {
+						t.Fatal(err)
+					}
+					go st.Write(make([]byte, 1<<20))
+					synctest.Wait()
+				}
+				start := time.Now()
+				dead.Store(true)
+				for _, s := range []tunnel.Session{a, b} {
+					<-s.Done()
+					if d := time.Since(start); d > 15*time.Second {
+						t.Errorf("phase %v, busy %v: noticed after %v", phase, busy, d)
+					}
+				}
+				if e, ok := errors.AsType[*tunnel.CloseError](a.Err()); !ok || e.Code != protocol.CodeTimeout || e.Remote {
+					t.Errorf("got %v", a.Err())
+				}
+			})
 		}
-		start := time.Now()
-		dead.Store(true)
-		for _, s := range []tunnel.Session{a, b} {
-			<-s.Done()
-			if d := time.Since(start); d > 15*time.Second {
-				t.Errorf("noticed after %v", d)
-			}
-		}
-		if e, ok := errors.AsType[*tunnel.CloseError](a.Err()); !ok || e.Code != protocol.CodeTimeout || e.Remote {
-			t.Errorf("got %v", a.Err())
-		}
-	})
+	}
 }
 
 // TestStuck: on a path that takes nothing, calls still end when they should.
@@ -153,6 +167,52 @@ func TestStreamLimit(t *testing.T) {
 				t.Errorf("after two ended: %v", err)
 			}
 		}
+	})
+}
+
+// TestMaxAccept: a peer that opens more than it may is thrown out. The limit
+// is the listener's own, and none of the dialer's.
+func TestMaxAccept(t *testing.T) {
+	tunneltest.Bubble(t, func(t *testing.T) {
+		serverTLS, clientTLS := tunneltest.TLS(t)
+		near, far := tunneltest.MemConn()
+		served := make(chan tunnel.Session, 1)
+		go func() {
+			s, err := tunneltcp.Server(context.Background(), far, serverTLS, tunneltcp.Config{MaxAccept: 1})
+			if err != nil {
+				t.Error(err)
+			}
+			served <- s
+		}()
+		d := &tunneltcp.Dialer{TLS: clientTLS, DialContext: func(context.Context, string, string) (net.Conn, error) { return near, nil }}
+		a, err := d.Dial(t.Context(), netip.MustParseAddrPort("192.0.2.2:443"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := <-served
+		for range 5 { // the other way it may open as many as it likes
+			st, err := b.OpenStream(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer st.Close()
+		}
+		for range 2 {
+			time.Sleep(time.Second)
+			if b.Err() != nil {
+				t.Fatalf("one stream was too many: %v", b.Err())
+			}
+			st, err := a.OpenStream(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			st.Write([]byte("x"))
+		}
+		<-a.Done()
+		if e, ok := errors.AsType[*tunnel.CloseError](a.Err()); !ok || e.Code != protocol.CodeProtocol || !e.Remote {
+			t.Errorf("got %v", a.Err())
+		}
+		b.Close(protocol.CodeOK, "")
 	})
 }
 

@@ -141,6 +141,13 @@ func TestWire(t *testing.T) {
 				t.Errorf("write: %v", err)
 			}
 		}},
+		{"misshapen stop after end", append(append([]byte{}, end...), 3, 0, 1, 4, 0, 0, 0, 6), false, func(t *testing.T, x *yamux.Stream, st tunnel.Stream) {
+			time.Sleep(time.Second)
+			_, err := st.Write([]byte("x"))
+			if e, ok := errors.AsType[*tunnel.ResetError](err); !ok || e.Code != protocol.CodeProtocol {
+				t.Errorf("write: %v", err)
+			}
+		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			tunneltest.Bubble(t, func(t *testing.T) {
