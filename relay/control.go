@@ -165,7 +165,7 @@ func (r *Relay) answer(ctx context.Context, c *control, m protocol.Message, log 
 	id := c.session.Peer().ID
 	switch m := m.(type) {
 	case protocol.Ping:
-		return protocol.Pong{Seq: m.Seq, Pad: m.Pad}, nil
+		return protocol.Pong(m), nil
 	case protocol.Pong:
 		return nil, nil
 	case protocol.Register:

@@ -46,6 +46,7 @@ type walledConn struct {
 
 // SetReadBuffer and SetWriteBuffer are for the QUIC library, which asks.
 func (c *walledConn) SetReadBuffer(n int) error { return c.PacketConn.(*net.UDPConn).SetReadBuffer(n) }
+
 func (c *walledConn) SetWriteBuffer(n int) error {
 	return c.PacketConn.(*net.UDPConn).SetWriteBuffer(n)
 }

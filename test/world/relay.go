@@ -65,8 +65,10 @@ func (r *Relay) Start() {
 	w := r.w
 	w.T.Helper()
 	p := r.start()
-	run := &relayRun{process: p, disk: &disk{KV: r.kv}, ended: make(chan error, 1),
-		admin: newListener(&net.UnixAddr{Name: "relay.sock", Net: "unix"})}
+	run := &relayRun{
+		process: p, disk: &disk{KV: r.kv}, ended: make(chan error, 1),
+		admin: newListener(&net.UnixAddr{Name: "relay.sock", Net: "unix"}),
+	}
 	conf := relay.Config{
 		DataDir: r.dir, Domain: r.Domain, Store: run.disk, HTTP: "off", Software: "world",
 		Logger: w.log.With("at", r.Name), Now: w.Now, ListenTCP: p.listenTCP, ListenUDP: p.listenUDP,
