@@ -46,6 +46,11 @@ type Backend struct {
 }
 
 const (
+	// Bodies of unknown length (SSE, gRPC, chunks) are flushed at once by
+	// ReverseProxy itself. One of known length may lie for so long: flushing
+	// it at once would cost a write of its own for the header, a fifth of the
+	// CPU of small requests.
+	flushAfter        = 10 * time.Millisecond
 	maxInformational  = 32        // 1xx responses before the real one
 	maxResponseHeader = 256 << 10 // homes are not trusted with our memory either
 	// Backends close idle connections after a while (Node.js: 5 s). A request
@@ -84,7 +89,7 @@ func NewProxy(b Backend, logger *slog.Logger) *Proxy {
 	p.reverse = &httputil.ReverseProxy{
 		Rewrite:        p.rewrite, // Director would let "Connection: Client-Cert" delete what we set
 		Transport:      roundTripper(p.roundTrip),
-		FlushInterval:  -1,
+		FlushInterval:  flushAfter,
 		BufferPool:     &buffers{},
 		ModifyResponse: p.modifyResponse,
 		ErrorHandler:   p.fail,
@@ -245,14 +250,16 @@ type roundTripper func(*http.Request) (*http.Response, error)
 
 func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
-// early cleans 1xx responses. It is the innermost trace, so that it runs before
-// the one with which ReverseProxy passes them on.
-var early = &httptrace.ClientTrace{Got1xxResponse: func(_ int, h textproto.MIMEHeader) error {
+// cleanEarly cleans 1xx responses. It has to be the innermost trace: then it
+// runs before the one with which ReverseProxy passes them on.
+func cleanEarly(_ int, h textproto.MIMEHeader) error {
 	h.Del("Alt-Svc")
 	return nil
-}}
+}
 
 func (p *Proxy) roundTrip(r *http.Request) (*http.Response, error) {
+	// WithClientTrace writes into the trace: every request needs its own.
+	early := &httptrace.ClientTrace{Got1xxResponse: cleanEarly}
 	r = r.WithContext(httptrace.WithClientTrace(r.Context(), early))
 	if exchangeOf(r).websocket {
 		return p.upgrade.RoundTrip(r)

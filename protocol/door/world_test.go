@@ -118,7 +118,6 @@ type world struct {
 	mu     sync.Mutex
 	sites  map[string]*Site // by pattern
 	denied map[string]string
-	now    func() time.Time
 	home   int // requests that reached any home
 }
 
