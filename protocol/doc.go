@@ -76,7 +76,8 @@
 // # Control stream
 //
 // The first stream that the agent opens in a session is the control stream;
-// it opens no other, and the relay resets one that it does with CodeProtocol.
+// it opens no other, and the relay ends a session over TCP in which it does with
+// CodeProtocol; over QUIC it cannot.
 // (The flow stream below it, see Transports, is not counted here.) Both ways
 // the control stream carries messages:
 //
@@ -159,8 +160,8 @@
 //
 // After code 0 both directions carry the connection's bytes and nothing else.
 // After any other code the agent ends the stream. Bytes of the visitor may
-// follow the Open before the Result is there. A relay that waits longer than
-// 10 s resets the stream with CodeTimeout.
+// follow the Open before the Result is there. A relay that has waited
+// for 15 s resets the stream with CodeAborted.
 //
 // The end of one direction (TCP FIN, TLS close_notify) crosses as the clean
 // end of that direction, the other goes on. An abort (TCP RST, a broken
@@ -171,7 +172,7 @@
 //
 // A session is made of streams that either side opens. Each carries ordered
 // bytes both ways, a clean end for each direction, and a reset with a code.
-// A stream exists for the peer from its first byte.
+// A stream exists for the peer from its first byte at the latest.
 //
 // Below the streams of this document lies the flow stream. The dialer opens it
 // before anything else; it ends with the session. Both ways it carries frames
@@ -193,20 +194,26 @@
 // 10 s ends the session.
 //
 // Credit: on each direction of each stream but the flow stream the sender may
-// have sent 256 KiB, and after CREDIT as much as the highest limit says. The
+// have sent 255 KiB, and after CREDIT as much as the highest limit says. The
 // receiver raises it as its application reads, by windows that grow from
-// 256 KiB to 16 MiB while the reader keeps up and the session's budget has
+// 255 KiB to 16 MiB while the reader keeps up and the session's budget has
 // room. Who oversteps a limit is closed with CodeProtocol. Whoever receives
 // takes bytes off the transport as they come, so that no stalled stream fills
-// a window that others share. When all unread bytes of a session exceed the
-// budget, the longest-stalled streams are reset with CodeOverload.
+// a window that others share. When the memory of all unread bytes of a session
+// exceeds the budget, the longest-stalled streams are reset with CodeOverload.
+//
+// Each side bounds how many streams the other one may have open: the relay
+// grants 1, the agent 10000. A stream counts until both its directions have
+// ended and the application has accepted it. QUIC announces the limit, plus one
+// for the flow stream. Over TCP the session of who oversteps it is ended with
+// CodeProtocol.
 //
 // QUIC: a stream is a bidirectional QUIC stream with its number; the clean end
 // is FIN; a reset is RESET_STREAM with STOP_SENDING; who closes without having
 // read to the end sends STOP_SENDING. Code and reason travel as application
 // error code and reason phrase, of streams and of CONNECTION_CLOSE.
 // Unidirectional streams and datagrams are not used. Packets start at 1200
-// bytes. A keep-alive every 5 s; 12 s of silence end the session.
+// bytes. A keep-alive after 4 s; 9 s of silence end the session.
 //
 // TCP: yamux version 0 over TLS; the dialer is yamux's client, a stream has
 // yamux's number. yamux cannot reset a stream, so that an aborted transfer
@@ -228,7 +235,8 @@
 // went both ways; a FIN without one before it, or a yamux RST, is an abort. A
 // reset of a stream is RESET together with STOP. A receiver reads on after its
 // application has stopped, to see END, RESET and STOP. An unknown or misshapen
-// record aborts the stream with CodeProtocol. A yamux ping every 5 s; one
+// record aborts the stream with CodeProtocol. At most 256 streams may wait for
+// yamux's ACK. A yamux ping 4 s after the answer to the last one; one
 // unanswered for 10 s ends the session. Code and reason of the session's end
 // are the CLOSE frame of the flow stream, after which the sender waits up to
 // a second for the peer to hang up.
@@ -243,10 +251,11 @@
 //	path of a service         255 bytes, "/a/b/"
 //	hosts of an agent         50
 //	hop                       1
-//	open streams              10000 each way
-//	unread bytes              64 MiB a session at the relay, 16 MiB at the agent
+//	open streams              10000 from the relay, 1 from the agent
+//	memory of unread bytes    64 MiB a session at the relay, 16 MiB at the agent
 //	HELLO, Hello, Open        10 s each
-//	Result                    10 s
+//	Result                    10 s at the agent; the relay waits 15 s
+//	frozen path               noticed within 15 s
 //	Ping                      5 s
 //	join secret               used once, minutes to live
 //

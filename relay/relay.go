@@ -144,7 +144,7 @@ func (r *Relay) Listen() error {
 	}
 	r.decoy.Store(d)
 	r.quic, err = tunnelquic.Listen(r.udp, r.quicTLS(), tunnelquic.Config{
-		ResetKey: &r.state.tunnel.ResetKey, MaxAccept: controlStreams, IdleTimeout: quicIdleTimeout, Logger: r.log,
+		ResetKey: &r.state.tunnel.ResetKey, MaxAccept: controlStreams, Logger: r.log,
 	})
 	if err != nil {
 		return errors.Join(fmt.Errorf("listen on UDP: %w", err), r.Close())

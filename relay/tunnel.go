@@ -15,15 +15,6 @@ import (
 	"github.com/sallyport/sallyport/relay/registry"
 )
 
-// A path that froze is noticed within 15 s, whenever it froze. QUIC counts its
-// idle time from the first packet that it sends after the last one that it
-// got, and that may be a keep-alive half the idle time later: 4.5 s + 9 s. TCP
-// waits ten seconds for the answer to a keep-alive: 4 s + 10 s.
-const (
-	quicIdleTimeout = 9 * time.Second
-	tcpKeepAlive    = 4 * time.Second
-)
-
 // controlStreams is how many streams an agent may open: all others are the
 // relay's. What an agent does not need it cannot fill with bytes.
 const controlStreams = 1
@@ -63,7 +54,7 @@ func (r *Relay) tunnelTarget(ctx context.Context, c *edge.Conn) {
 	hctx, cancel := context.WithTimeout(ctx, controlDeadline)
 	defer cancel()
 	lasting := &lastingConn{Conn: c, closed: make(chan struct{})}
-	s, err := tunneltcp.Server(hctx, lasting, r.tunnelTLS(), tunneltcp.Config{MaxAccept: controlStreams, KeepAlive: tcpKeepAlive, Logger: r.log})
+	s, err := tunneltcp.Server(hctx, lasting, r.tunnelTLS(), tunneltcp.Config{MaxAccept: controlStreams, Logger: r.log})
 	if err != nil {
 		c.Fail(fmt.Errorf("agent handshake: %w", err))
 		return

@@ -84,7 +84,7 @@ type Stats struct {
 	Streams   int           // open now, both directions
 	BytesIn   uint64        // payload of streams
 	BytesOut  uint64
-	Unread    int64     // bytes that arrived and were not read here: what the budget bounds
+	Unread    int64     // bytes that arrived and were not read here; the budget bounds the memory that they take
 	BlockedAt time.Time // since when a write waits for the path without any progress on this session; zero: none waits. A peer that does not read is no stalled path
 }
 

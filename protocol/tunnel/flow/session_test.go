@@ -51,7 +51,7 @@ func TestMaxStreams(t *testing.T) {
 		{"before the end of another one is noticed", false, func(t *testing.T, l *fakeLink, s *Session) {
 			x := l.open()
 			accept(t, s).CloseWrite()
-			time.AfterFunc(roomTime/2, func() { x.arrives(io.EOF) })
+			time.AfterFunc(100*time.Millisecond, func() { x.arrives(io.EOF) })
 		}},
 		{"after one that ended and nobody has accepted", true, func(t *testing.T, l *fakeLink, _ *Session) {
 			x := l.open()
@@ -188,6 +188,7 @@ func TestCreditsForgotten(t *testing.T) {
 			st.Close()
 			synctest.Wait()
 		}
+		s.sendCredit(7, 1<<20) // a Read that was a moment late
 		s.ctl.mu.Lock()
 		n := len(s.ctl.credits)
 		s.ctl.mu.Unlock()

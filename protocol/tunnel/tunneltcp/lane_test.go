@@ -129,30 +129,36 @@ func TestIdleLane(t *testing.T) {
 		r, w := io.Pipe()
 		y := &fakeYamux{in: r, closing: make(chan struct{})}
 		l := newLane(&link{}, y, false, false)
-		go func() {
-			for range 10 {
+		send := func(n int) {
+			for range n {
 				time.Sleep(idleTime / 2)
 				w.Write([]byte{recordData, 0, 0, 1, 'x'})
 			}
-		}()
+		}
+		receive := func(n int) {
+			for range n {
+				if err := l.Wait(); err != nil {
+					t.Fatal(err)
+				}
+				l.Recv(make([]byte, 10))
+			}
+		}
 		shrunk := func() int {
 			synctest.Wait()
 			y.mu.Lock()
 			defer y.mu.Unlock()
 			return y.shrunk
 		}
-		for range 10 {
-			if err := l.Wait(); err != nil {
-				t.Fatal(err)
+		for i, burst := range []int{1, 10} {
+			go send(burst)
+			receive(burst)
+			if n := shrunk(); n != i {
+				t.Errorf("shrunk %d times while bytes came, want %d", n, i)
 			}
-			l.Recv(make([]byte, 10))
-		}
-		if n := shrunk(); n != 0 {
-			t.Errorf("shrunk %d times while bytes came", n)
-		}
-		time.Sleep(idleTime)
-		if n := shrunk(); n != 1 {
-			t.Errorf("shrunk %d times", n)
+			time.Sleep(idleTime)
+			if n := shrunk(); n != i+1 {
+				t.Errorf("shrunk %d times, want %d", n, i+1)
+			}
 		}
 	})
 }
