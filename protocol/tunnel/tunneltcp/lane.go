@@ -273,6 +273,10 @@ func (l *lane) push(r record) {
 		l.discard(r)
 		return
 	}
+	if n := len(l.queue); n > 0 && l.queue[n-1].absorb(r) {
+		<-l.link.slots // the two take one place
+		return
+	}
 	l.queue = append(l.queue, r)
 	if !l.flushing {
 		l.flushing = true

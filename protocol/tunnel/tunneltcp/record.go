@@ -43,3 +43,18 @@ func codeRecord(typ byte, code protocol.Code) *[]byte {
 	*buf = binary.BigEndian.AppendUint32(*buf, uint32(code))
 	return buf
 }
+
+// absorb makes one data record of two that wait behind each other. Readers
+// hand over what they have, often the 16 KiB of a TLS record: merged, two of
+// them cost one frame and one write. It reports whether b is part of r now;
+// b's buffer is gone then, and its slot is free.
+func (r record) absorb(b record) bool {
+	size := len(*r.buf) - recordHeader + len(*b.buf) - recordHeader
+	if !r.slot || !b.slot || size > maxData {
+		return false
+	}
+	*r.buf = append(*r.buf, (*b.buf)[recordHeader:]...)
+	(*r.buf)[1], (*r.buf)[2], (*r.buf)[3] = byte(size>>16), byte(size>>8), byte(size)
+	records.Put(b.buf)
+	return true
+}
