@@ -151,7 +151,7 @@ func TestTokenOfAnotherRelay(t *testing.T) {
 		a.stop()
 		cfg.Token = newFakeRelay(t).token().String()
 		a = start(t, cfg)
-		time.Sleep(time.Second)
+		time.Sleep(time.Second) // virtual
 		if err := a.stop(); !errors.Is(err, ErrConfig) || !strings.Contains(err.Error(), "--data") {
 			t.Errorf("error %v", err)
 		}

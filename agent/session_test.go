@@ -36,14 +36,14 @@ func TestSilentRelayIsReplacedInTime(t *testing.T) {
 	world(t, func(t *testing.T, r *fakeRelay, cfg Config) {
 		a := start(t, cfg)
 		s := r.next()
-		time.Sleep(time.Hour)              // pings are at their slowest
+		time.Sleep(time.Hour)              // virtual: pings are at their slowest
 		r.set(func() { r.freeze = s.ctl }) // pings of this session are not answered any more
 		begin := time.Now()
 		r.next()
 		if took := time.Since(begin); took > 11*time.Second {
 			t.Errorf("noticed after %v", took)
 		}
-		time.Sleep(time.Second)
+		time.Sleep(time.Second) // virtual
 		if s.Err() == nil {
 			t.Error("the silent session was kept")
 		}
@@ -122,7 +122,7 @@ func TestStopLetsAReplyFinish(t *testing.T) {
 		done := make(chan error, 1)
 		go func() { done <- a.stop() }()
 		for range 8 { // two seconds of a download
-			time.Sleep(250 * time.Millisecond)
+			time.Sleep(250 * time.Millisecond) // virtual
 			exchange(t, st, "more")
 		}
 		st.CloseWrite()

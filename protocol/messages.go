@@ -104,6 +104,8 @@ type Registration struct {
 	Name  string `json:"name"`
 	URL   string `json:"url,omitempty"`   // accepted: where visitors go
 	Error string `json:"error,omitempty"` // refused: why and what to do
+	// Warning is about an accepted service that visitors cannot use as it is.
+	Warning string `json:"warning,omitempty"`
 }
 
 // GoAway announces that the sender will end this session soon. The peer opens

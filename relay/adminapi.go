@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/sallyport/sallyport/protocol"
 	"github.com/sallyport/sallyport/protocol/pki"
 	"github.com/sallyport/sallyport/relay/admin"
 	"github.com/sallyport/sallyport/relay/devices"
@@ -63,6 +64,14 @@ func (r *Relay) status(ctx context.Context) (admin.Status, error) {
 		if !a.Conflict.IsZero() {
 			st.Warnings = append(st.Warnings, fmt.Sprintf(
 				"agent %s: two live instances use its key; if that is not meant, revoke it and join again", a.Name))
+		}
+	}
+	for _, h := range st.Hosts {
+		for _, s := range h.Services {
+			if s.TLS == protocol.TLSRelay && !r.public.covers(h.Host) {
+				st.Warnings = append(st.Warnings, uncovered(h.Host))
+				break
+			}
 		}
 	}
 	return st, nil

@@ -173,6 +173,7 @@ func (r *Relay) answer(ctx context.Context, c *control, m protocol.Message, log 
 			return nil, err
 		}
 		regs := r.registry.Register(ctx, c.session, m.Services)
+		r.warnUncovered(m.Services, regs)
 		return protocol.Registered{Seq: m.Seq, Services: regs}, nil
 	case protocol.Renew:
 		if err := c.pace(ctx); err != nil {
@@ -223,8 +224,9 @@ func (r *Relay) renewAgent(id protocol.AgentID, csr []byte) (*x509.Certificate, 
 
 // verifyAgent checks an agent's certificate at the handshake. A known key may
 // come with an expired one, so that a Pi that was off for a year renews
-// (DESIGN §5): the chain is judged at a time when the leaf was valid, and
-// whether the key is known and unrevoked is the registry's word.
+// (DESIGN §5): the chain is judged at a time when the leaf was valid. Whether
+// the key is known and unrevoked is the registry's word in attach: there the
+// agent can still be told why.
 func (r *Relay) verifyAgent(cs tls.ConnectionState) error {
 	if len(cs.PeerCertificates) == 0 {
 		return errors.New("agent showed no certificate")
@@ -241,7 +243,7 @@ func (r *Relay) verifyAgent(cs tls.ConnectionState) error {
 	}); err != nil {
 		return fmt.Errorf("agent certificate: %w", err)
 	}
-	return r.knownAgent(protocol.AgentIDOf(leaf))
+	return nil
 }
 
 // goAway tells every agent that the relay will be away for a moment. One that

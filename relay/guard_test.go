@@ -12,6 +12,7 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"path/filepath"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,6 +21,7 @@ import (
 	"github.com/sallyport/sallyport/protocol/pki"
 	"github.com/sallyport/sallyport/protocol/tunnel"
 	"github.com/sallyport/sallyport/protocol/tunnel/tunneltcp"
+	"github.com/sallyport/sallyport/relay/certs"
 )
 
 // A key that has joined is not enough either: the certificate must be the
@@ -278,5 +280,49 @@ func TestWithdrawnPassthroughEndsItsConnections(t *testing.T) {
 	var timeout net.Error
 	if _, err := conn.Read(make([]byte, 1)); errors.As(err, &timeout) && timeout.Timeout() {
 		t.Error("the passed-through connection outlived its route")
+	}
+}
+
+// An accepted host without a certificate is told to both owners.
+func TestHostWithoutCertificateIsWarnedAbout(t *testing.T) {
+	ca, err := pki.NewAuthority("public", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := pki.NewKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := ca.Issue(key.Public(), pki.Grant{Profile: pki.Server, Name: "*.example.org", NotAfter: time.Now().Add(time.Hour)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyPEM, err := pki.EncodeKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair := certs.Pair{Cert: filepath.Join(t.TempDir(), "c.pem"), Key: filepath.Join(t.TempDir(), "k.pem")}
+	if err := errors.Join(pki.WriteFile(pair.Cert, pki.EncodeCert(cert), 0o644), pki.WriteFile(pair.Key, keyPEM, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	r := startRelay(t, func(c *Config) { c.Certs, c.CertFiles = CertsFiles, []certs.Pair{pair} })
+	_, ctl, err := r.connect(r.joined(), "i")
+	if err != nil {
+		t.Fatal(err)
+	}
+	regs := register(
+		t, ctl,
+		protocol.Service{Name: "near", Proto: protocol.ProtoHTTP1},
+		protocol.Service{Name: "deep", Proto: protocol.ProtoHTTP1, Host: "cam.bob.example.org"},
+		protocol.Service{Name: "own", Proto: protocol.ProtoRaw, Host: "plex.bob.example.org", TLS: protocol.TLSBackend},
+	)
+	for i, want := range []bool{false, true, false} {
+		if regs[i].Error != "" || (regs[i].Warning != "") != want {
+			t.Errorf("%+v", regs[i])
+		}
+	}
+	st, err := r.status(t.Context())
+	if err != nil || len(st.Warnings) != 1 {
+		t.Errorf("status warns of %q, %v", st.Warnings, err)
 	}
 }

@@ -80,7 +80,6 @@ func (r *Relay) join(ctx context.Context, req protocol.Join, log *slog.Logger) p
 		log.Error("join: no certificate issued", "agent", id.Short(), "err", err)
 		return protocol.Joined{Error: "the relay could not issue a certificate; its log says why"}
 	}
-	log.Info("agent joined", "agent", id.Short(), "name", agent.Name)
 	return protocol.Joined{
 		Cert: cert.Raw, CA: r.state.agentCA.Cert().Raw, Name: agent.Name, Domain: r.conf.Domain,
 	}

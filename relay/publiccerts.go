@@ -5,9 +5,12 @@ import (
 	"crypto"
 	"crypto/x509"
 	"fmt"
+	"net/url"
+	"strings"
 	"sync/atomic"
 	"time"
 
+	"github.com/sallyport/sallyport/protocol"
 	"github.com/sallyport/sallyport/protocol/names"
 	"github.com/sallyport/sallyport/protocol/pki"
 	"github.com/sallyport/sallyport/relay/certs"
@@ -72,4 +75,37 @@ func (p *publicCerts) reload() error {
 		return nil
 	}
 	return p.files.Reload()
+}
+
+// covers reports whether a certificate is there for a host pattern. An
+// internal CA makes what is asked for.
+func (p *publicCerts) covers(host string) bool {
+	if p.files == nil {
+		return true
+	}
+	name := host
+	if rest, ok := strings.CutPrefix(host, "*."); ok {
+		name = "any." + rest
+	}
+	_, err := p.files.GetCertificate(name)
+	return err == nil
+}
+
+// uncovered is what the owner of such a host should hear.
+func uncovered(host string) string {
+	return fmt.Sprintf("none of the relay's certificate files covers %s: visitors cannot connect until one does", host)
+}
+
+// warnUncovered adds a warning to accepted services without a certificate.
+func (r *Relay) warnUncovered(services []protocol.Service, regs []protocol.Registration) {
+	for i, g := range regs {
+		if g.Error != "" || i >= len(services) || services[i].TLS == protocol.TLSBackend {
+			continue
+		}
+		u, err := url.Parse(g.URL)
+		if err == nil && !r.public.covers(u.Hostname()) {
+			regs[i].Warning = uncovered(u.Hostname())
+			r.log.Warn("a host has no certificate", "host", u.Hostname(), "service", g.Name)
+		}
+	}
 }

@@ -222,7 +222,7 @@ func describe(err error) (status int, title, text string) {
 	case errors.As(err, &off) && off.Since.IsZero():
 		return gateway, "Home is offline", "The home behind this address has not connected yet."
 	case errors.As(err, &off):
-		return gateway, "Home is offline", "Home offline since " + off.Since.UTC().Format("2006-01-02 15:04 MST") + "."
+		return gateway, "Home is offline", "Home offline since " + off.Since.UTC().Format("2006-01-02 15:04 MST") + ". It comes back by itself once its line does."
 	case errors.As(err, &res) && res.Code == protocol.CodeUnknownService:
 		return gateway, "Not offered", "The home is connected, but does not offer this service any more."
 	case errors.As(err, &res) && res.Code == protocol.CodeBackendTLS:

@@ -136,18 +136,6 @@ func codeOf(err error) protocol.Code {
 	return protocol.CodeInternal
 }
 
-// knownAgent is the registry's word on a key.
-func (r *Relay) knownAgent(id protocol.AgentID) error {
-	a, ok := r.registry.Lookup(id)
-	switch {
-	case !ok:
-		return registry.ErrUnknownAgent
-	case a.Revoked:
-		return registry.ErrRevoked
-	}
-	return nil
-}
-
 func (r *Relay) agentName(id protocol.AgentID) string {
 	a, _ := r.registry.Lookup(id)
 	return a.Name

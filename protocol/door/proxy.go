@@ -46,11 +46,6 @@ type Backend struct {
 }
 
 const (
-	// Bodies of unknown length (SSE, gRPC, chunks) are flushed at once by
-	// ReverseProxy itself. One of known length may lie for so long: flushing
-	// it at once would cost a write of its own for the header, a fifth of the
-	// CPU of small requests.
-	flushAfter        = 10 * time.Millisecond
 	maxInformational  = 32        // 1xx responses before the real one
 	maxResponseHeader = 256 << 10 // homes are not trusted with our memory either
 	// Backends close idle connections after a while (Node.js: 5 s). A request
@@ -89,7 +84,7 @@ func NewProxy(b Backend, logger *slog.Logger) *Proxy {
 	p.reverse = &httputil.ReverseProxy{
 		Rewrite:        p.rewrite, // Director would let "Connection: Client-Cert" delete what we set
 		Transport:      roundTripper(p.roundTrip),
-		FlushInterval:  flushAfter,
+		FlushInterval:  -1, // a timer that flushes would hold a lock while a slow visitor reads
 		BufferPool:     &buffers{},
 		ModifyResponse: p.modifyResponse,
 		ErrorHandler:   p.fail,

@@ -117,7 +117,7 @@ func (s *slowConn) deliver() {
 		s.queue = nil
 		s.mu.Unlock()
 		for _, p := range queue {
-			time.Sleep(time.Until(p.due))
+			time.Sleep(time.Until(p.due)) // virtual
 			if _, err := s.Conn.Write(p.data); err != nil {
 				return
 			}
@@ -174,6 +174,6 @@ func TestFatPath(t *testing.T) {
 		y.Close()
 		a.Close(protocol.CodeOK, "")
 		<-b.Done()
-		time.Sleep(time.Second)
+		time.Sleep(time.Second) // virtual
 	})
 }

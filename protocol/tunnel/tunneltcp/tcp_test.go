@@ -205,7 +205,7 @@ func TestMaxAccept(t *testing.T) {
 			defer st.Close()
 		}
 		for range 2 {
-			time.Sleep(time.Second)
+			time.Sleep(time.Second) // virtual
 			if b.Err() != nil {
 				t.Fatalf("one stream was too many: %v", b.Err())
 			}
@@ -215,7 +215,7 @@ func TestMaxAccept(t *testing.T) {
 			}
 			st.Write([]byte("x"))
 		}
-		time.Sleep(time.Second)
+		time.Sleep(time.Second) // virtual
 		if e, ok := errors.AsType[*tunnel.CloseError](a.Err()); !ok || e.Code != protocol.CodeProtocol || !e.Remote {
 			t.Errorf("got %v", a.Err())
 		}

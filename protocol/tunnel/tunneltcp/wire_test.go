@@ -124,7 +124,7 @@ func TestWire(t *testing.T) {
 		{"unknown record", []byte{9, 0, 0, 0}, false, readsReset(protocol.CodeProtocol)},
 		{"reset of a wrong length", []byte{2, 0, 0, 3, 0, 0, 5}, false, readsReset(protocol.CodeProtocol)},
 		{"stop", append(data([]byte("hi")), stop...), false, func(t *testing.T, x *yamux.Stream, st tunnel.Stream) {
-			time.Sleep(time.Second)
+			time.Sleep(time.Second) // virtual
 			_, err := st.Write([]byte("x"))
 			if e, ok := errors.AsType[*tunnel.ResetError](err); !ok || e.Code != protocol.CodeRefused || !e.Remote {
 				t.Errorf("write: %v", err)
@@ -135,14 +135,14 @@ func TestWire(t *testing.T) {
 			}
 		}},
 		{"stop after end", append(append([]byte{}, end...), stop...), false, func(t *testing.T, x *yamux.Stream, st tunnel.Stream) {
-			time.Sleep(time.Second)
+			time.Sleep(time.Second) // virtual
 			_, err := st.Write([]byte("x"))
 			if e, ok := errors.AsType[*tunnel.ResetError](err); !ok || e.Code != protocol.CodeRefused {
 				t.Errorf("write: %v", err)
 			}
 		}},
 		{"misshapen stop after end", append(append([]byte{}, end...), 3, 0, 1, 4, 0, 0, 0, 6), false, func(t *testing.T, x *yamux.Stream, st tunnel.Stream) {
-			time.Sleep(time.Second)
+			time.Sleep(time.Second) // virtual
 			_, err := st.Write([]byte("x"))
 			if e, ok := errors.AsType[*tunnel.ResetError](err); !ok || e.Code != protocol.CodeProtocol {
 				t.Errorf("write: %v", err)
