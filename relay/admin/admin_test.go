@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"runtime"
 	"reflect"
 	"strings"
 	"testing"
@@ -209,9 +210,8 @@ func TestSocketNames(t *testing.T) {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := shortened(dir); err != nil {
-			wantError(t, err, Error{Code: CodeBadRequest, Hint: "shorter"}) // not on Linux
-			return
+		if runtime.GOOS != "linux" {
+			t.Skip("only Linux has a way around the limit; see localsock")
 		}
 		if st, err := serve(t, dir).Status(t.Context()); err != nil || st.Domain != "example.org" {
 			t.Errorf("%+v, %v", st, err)
@@ -280,12 +280,4 @@ func TestSocketNames(t *testing.T) {
 		_, err = NewClient(dir).Status(t.Context())
 		wantError(t, err, Error{Code: CodeInternal, Message: "makes no sense"})
 	})
-}
-
-func shortened(dir string) (string, error) {
-	s, done, err := shorten(dir, SocketName)
-	if err == nil {
-		done()
-	}
-	return s, err
 }

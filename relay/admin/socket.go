@@ -8,57 +8,21 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"sync"
 	"time"
+
+	"github.com/sallyport/sallyport/protocol/localsock"
 )
 
-// maxSocketPath is the shortest limit among the systems that we run on,
-// without the NUL at the end. Linux allows a few more.
-const maxSocketPath = 103
-
-// listen opens the socket in dir. It is made under a name of its own, given
-// its mode, and renamed: whoever finds it under its real name finds it ready,
-// and a stale one is replaced in the same step.
+// listen opens the socket in dir unless a relay already answers there.
 func listen(dir string) (net.Listener, error) {
-	real, fresh := filepath.Join(dir, SocketName), filepath.Join(dir, SocketName+".new")
-	if err := checkStale(dir, real); err != nil {
+	if err := checkStale(dir, filepath.Join(dir, SocketName)); err != nil {
 		return nil, err
 	}
-	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("admin socket: %w", err)
-	}
-	short, done, err := shorten(dir, SocketName+".new")
+	l, err := localsock.Listen(dir, SocketName)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("admin: %w", err)
 	}
-	defer done()
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: short, Net: "unix"})
-	if err != nil {
-		return nil, fmt.Errorf("admin socket %s: %w", real, err)
-	}
-	l.SetUnlinkOnClose(false) // it knows only the name that is gone
-	err = os.Chmod(fresh, 0o600)
-	if err == nil {
-		err = os.Rename(fresh, real)
-	}
-	if err != nil {
-		l.Close()
-		os.Remove(fresh)
-		return nil, fmt.Errorf("admin socket %s: %w", real, err)
-	}
-	return &listener{UnixListener: l, path: real}, nil
-}
-
-// listener removes its socket when it closes.
-type listener struct {
-	*net.UnixListener
-	path string
-	once sync.Once
-}
-
-func (l *listener) Close() error {
-	l.once.Do(func() { os.Remove(l.path) })
-	return l.UnixListener.Close()
+	return l, nil
 }
 
 // checkStale makes sure that nobody answers at the socket's name, and that
@@ -88,10 +52,5 @@ func checkStale(dir, real string) error {
 }
 
 func dial(ctx context.Context, dir string) (net.Conn, error) {
-	short, done, err := shorten(dir, SocketName)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
-	return new(net.Dialer).DialContext(ctx, "unix", short)
+	return localsock.Dial(ctx, dir, SocketName)
 }

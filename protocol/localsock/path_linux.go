@@ -1,4 +1,4 @@
-package admin
+package localsock
 
 import (
 	"fmt"
@@ -13,7 +13,7 @@ import (
 // directory is reached through a descriptor that done closes.
 func shorten(dir, name string) (short string, done func(), err error) {
 	path := filepath.Join(dir, name)
-	if len(path) <= maxSocketPath {
+	if len(path) <= maxPath {
 		return path, func() {}, nil
 	}
 	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
