@@ -66,7 +66,7 @@ func New(cfg Config) (*Agent, error) {
 		}
 		a.token = &t
 	}
-	if err := tryEntries(cfg.Services); err != nil {
+	if err := tryEntries(cfg.offered()); err != nil {
 		return nil, class(ErrConfig, err)
 	}
 	return a, nil
@@ -83,7 +83,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	defer dir.Close()
 	a.dir = dir
-	if err := a.offer.open(dir, a.cfg.Services); err != nil {
+	if err := a.offer.open(dir, a.cfg.Services, a.cfg.Expose); err != nil {
 		return err
 	}
 	var wg sync.WaitGroup

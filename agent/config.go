@@ -68,10 +68,14 @@ type Config struct {
 	// Services come from the configuration file and flags. They win over
 	// exposed ones of the same name; a duplicate among them is refused.
 	Services []service.Entry
+	// Expose holds services to expose as `agent expose` does: Run stores them,
+	// so that later runs offer them without being told. They replace stored
+	// ones of the same name; none may have the name of one of Services.
+	Expose   []service.Entry
 	Logger   *slog.Logger // nil = discard
 	Software string       // "sallyport 1.2.3": told to the relay, for people
-	// OnRegistered is called with the relay's answer whenever it changed. It
-	// must not block. nil = not.
+	// OnRegistered is called with the relay's first answer, also to an empty
+	// offer, and whenever it changed. It must not block. nil = not.
 	OnRegistered func([]protocol.Registration)
 	// TransportNames restricts and orders the transports: "quic", "tcp";
 	// empty = both, in this order.
@@ -108,7 +112,7 @@ func (c *Config) validate() error {
 	if c.DataDir == "" {
 		errs = append(errs, errors.New("no data directory is named (--data)"))
 	}
-	if dup := duplicates(c.Services); len(dup) > 0 {
+	if dup := duplicates(c.offered()); len(dup) > 0 {
 		errs = append(errs, fmt.Errorf("services are given twice: %s\nGive each a name of its own.", strings.Join(dup, ", ")))
 	}
 	if c.MaxStreams < 0 {
@@ -124,6 +128,9 @@ func (c *Config) validate() error {
 	}
 	return nil
 }
+
+// offered is what a first run offers.
+func (c *Config) offered() []service.Entry { return slices.Concat(c.Services, c.Expose) }
 
 func (c *Config) fill() {
 	if c.Logger == nil {

@@ -19,6 +19,34 @@ func entryOf(s control.Service) service.Entry {
 	}
 }
 
+// exposedOf is the inverse of entryOf.
+func exposedOf(e service.Entry) control.Service {
+	return control.Service{
+		Name: e.Name, Target: e.Target, Host: e.Host, Path: e.Path, Auth: e.Auth, TLS: e.TLS,
+		InsecureSkipVerify: e.InsecureSkipVerify, ServerName: e.ServerName, CAFile: e.CAFile,
+		ClientCert: e.ClientCert, ClientKey: e.ClientKey, HTTP2: e.HTTP2, ProxyProtocol: e.ProxyProtocol,
+	}
+}
+
+// merge puts the services of a command line in front of the stored ones: where
+// both cannot be offered, the newer word holds.
+func (o *offer) merge(stored []control.Service, expose []service.Entry) []control.Service {
+	merged := make([]control.Service, 0, len(stored)+len(expose))
+	for _, e := range expose {
+		s := exposedOf(e)
+		if i := slices.IndexFunc(stored, named(s.Name)); i >= 0 && stored[i] != s {
+			o.log.Info("an exposed service is replaced", "service", s.Name, "target", s.Target, "before", stored[i].Target)
+		}
+		merged = append(merged, s)
+	}
+	for _, s := range stored {
+		if !slices.ContainsFunc(merged, named(s.Name)) {
+			merged = append(merged, s)
+		}
+	}
+	return merged
+}
+
 func invalid(format string, args ...any) error {
 	return &control.Error{Kind: control.KindInvalid, Text: fmt.Sprintf(format, args...)}
 }
@@ -55,7 +83,11 @@ func (o *offer) expose(ctx context.Context, s control.Service) (control.Exposed,
 		}
 		return control.Exposed{}, err
 	}
-	return control.Exposed{Name: s.Name, URL: r.URL}, nil
+	e := control.Exposed{Name: s.Name, URL: r.URL, Warning: r.Warning}
+	if i := slices.IndexFunc(before, named(s.Name)); i >= 0 {
+		e.Replaced = before[i].Target
+	}
+	return e, nil
 }
 
 // undo goes back to an older list after why happened.

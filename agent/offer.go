@@ -63,14 +63,25 @@ func duplicates(entries []service.Entry) []string {
 	return dup
 }
 
-// open takes over the configured services and those that the directory holds.
-func (o *offer) open(dir *state.Dir, config []service.Entry) error {
-	var exposed []control.Service
-	if err := dir.LoadServices(&exposed); err != nil {
+// open takes over the configured services and those that the directory holds,
+// to which it adds those of expose.
+func (o *offer) open(dir *state.Dir, config, expose []service.Entry) error {
+	var stored []control.Service
+	if err := dir.LoadServices(&stored); err != nil {
 		return class(ErrConfig, err)
 	}
 	o.dir = dir
-	return o.configure(config, exposed)
+	exposed := o.merge(stored, expose)
+	if err := o.configure(config, exposed); err != nil {
+		return err
+	}
+	if slices.Equal(stored, exposed) {
+		return nil
+	}
+	if err := dir.SaveServices(exposed); err != nil {
+		return class(ErrConfig, err)
+	}
+	return nil
 }
 
 // setConfig replaces the configured services, all or nothing.
@@ -165,8 +176,8 @@ func (o *offer) answer(version uint64, regs []protocol.Registration) {
 		return
 	}
 	old := o.results
+	changed := o.answered == 0 || len(regs) != len(old)
 	o.answered, o.results = version, make(map[string]protocol.Registration, len(regs))
-	changed := len(regs) != len(old)
 	var fresh []protocol.Registration
 	for _, r := range regs {
 		o.results[r.Name] = r
@@ -183,6 +194,9 @@ func (o *offer) answer(version uint64, regs []protocol.Registration) {
 			o.log.Warn("the relay refuses a service", "service", r.Name, "err", r.Error)
 		} else {
 			o.log.Info("service published", "service", r.Name, "url", r.URL)
+		}
+		if r.Warning != "" {
+			o.log.Warn("the relay warns of a service", "service", r.Name, "warning", r.Warning)
 		}
 	}
 	if changed && o.tell != nil {
@@ -215,7 +229,8 @@ func (o *offer) status() []control.ServiceStatus {
 	defer o.mu.Unlock()
 	out := make([]control.ServiceStatus, 0, len(o.entries))
 	for _, e := range o.entries {
-		s := control.ServiceStatus{Name: e.Name, Target: e.Target, Origin: e.Origin, URL: o.results[e.Name].URL, Error: o.results[e.Name].Error}
+		r := o.results[e.Name]
+		s := control.ServiceStatus{Name: e.Name, Target: e.Target, Origin: e.Origin, URL: r.URL, Error: r.Error, Warning: r.Warning}
 		if i := slices.IndexFunc(o.services, func(p protocol.Service) bool { return p.Name == e.Name }); i >= 0 {
 			s.Auth = o.services[i].Auth
 		}

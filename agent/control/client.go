@@ -12,6 +12,8 @@ import (
 	"net/http"
 	"syscall"
 	"time"
+
+	"github.com/sallyport/sallyport/agent/state"
 )
 
 // ErrNotRunning is the error of a Client when no agent runs on the directory.
@@ -99,6 +101,9 @@ func (c *Client) unreachable(err error) error {
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("the agent on %s belongs to another user: %w\nRun this as that user, for example with sudo.", c.dir, err)
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		if !state.Joined(c.dir) {
+			return fmt.Errorf("%w on %s\nStart it with: sallyport agent up TOKEN --data %s (a token comes from: sallyport relay token)", ErrNotRunning, c.dir, c.dir)
+		}
 		return fmt.Errorf("%w on %s\nStart it with: sallyport agent up --data %s", ErrNotRunning, c.dir, c.dir)
 	}
 	return fmt.Errorf("ask the agent on %s: %w", c.dir, err)

@@ -54,6 +54,10 @@ type Exposed struct {
 	// URL is where visitors go. Empty when the relay has not answered yet: the
 	// service is kept and registered as soon as the relay is reached.
 	URL string `json:"url,omitempty"`
+	// Warning is the relay's: visitors cannot use the service as it is.
+	Warning string `json:"warning,omitempty"`
+	// Replaced is the target that the name had until now; empty: it is new.
+	Replaced string `json:"replaced,omitempty"`
 }
 
 // Status is the agent's state for people and scripts.
@@ -89,12 +93,13 @@ type Link struct {
 
 // A ServiceStatus is one offered service.
 type ServiceStatus struct {
-	Name   string `json:"name"`
-	Target string `json:"target"`
-	Origin string `json:"origin"`          // config, flag, exposed
-	Auth   string `json:"auth,omitempty"`  // what the door asks for
-	URL    string `json:"url,omitempty"`   // the relay accepted it
-	Error  string `json:"error,omitempty"` // the relay refused it
+	Name    string `json:"name"`
+	Target  string `json:"target"`
+	Origin  string `json:"origin"`            // config; flag (wins over config for this run); exposed
+	Auth    string `json:"auth,omitempty"`    // what the door asks for
+	URL     string `json:"url,omitempty"`     // the relay accepted it
+	Error   string `json:"error,omitempty"`   // the relay refused it
+	Warning string `json:"warning,omitempty"` // the relay accepted it, but visitors cannot use it as it is
 }
 
 // Kinds of Error, which decide the exit code of a command.

@@ -10,8 +10,8 @@ import (
 // Values of Entry.Origin.
 const (
 	OriginConfig  = "config"  // the configuration file
-	OriginExposed = "exposed" // `sallyport agent expose`
-	OriginFlag    = "flag"    // --expose
+	OriginExposed = "exposed" // `sallyport agent expose`, --expose
+	OriginFlag    = "flag"    // --expose in place of one in the configuration file, for one run
 )
 
 // An Entry is one service as its owner writes it. Only Name and Target are

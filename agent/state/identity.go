@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
+	"path/filepath"
 
 	"github.com/sallyport/sallyport/protocol"
 	"github.com/sallyport/sallyport/protocol/pki"
@@ -28,6 +30,13 @@ type Identity struct {
 
 // ID returns the agent's name on the wire.
 func (i *Identity) ID() protocol.AgentID { return protocol.AgentIDOf(i.Cert) }
+
+// Joined reports whether a directory holds an identity, without locking it or
+// looking into that.
+func Joined(dir string) bool {
+	_, err := os.Lstat(filepath.Join(dir, identityFile))
+	return err == nil
+}
 
 // identityJSON is the form on disk.
 type identityJSON struct {

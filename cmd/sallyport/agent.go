@@ -73,7 +73,7 @@ func agentFlags() []cli.Flag {
 		configFlag(),
 		dataFlag(defaultAgentData),
 		&cli.StringFlag{Name: "token-file", Usage: "read the join token from `FILE`", EnvVars: []string{"SALLYPORT_TOKEN_FILE"}},
-		&cli.StringSliceFlag{Name: "expose", Usage: "`NAME=TARGET`, such as ha=127.0.0.1:8123; repeat for more"},
+		&cli.StringSliceFlag{Name: "expose", Usage: "offer `NAME=TARGET`, such as ha=127.0.0.1:8123, from now on, as agent expose does (undo: agent unexpose NAME); a NAME of the file is replaced for this run only; repeat for more"},
 		&cli.StringSliceFlag{Name: "transport", Usage: "only `quic` or tcp, repeat for an order; default both, raced", EnvVars: []string{"SALLYPORT_TRANSPORT"}},
 		&cli.StringFlag{Name: "name", Usage: "the relay may call this home `NAME`; default the host's name", EnvVars: []string{"SALLYPORT_NAME"}},
 	}, logFlags()...)
@@ -99,7 +99,7 @@ func agentUp(c *cli.Context, io stdio) error {
 		conf.Logger.Info("no token file, which is fine once this home has joined", "file", conf.tokenFile)
 	}
 	var a *agent.Agent
-	offered := &offerPrinter{out: io.out}
+	offered := &offerPrinter{out: io.out, data: dataArg(conf.DataDir, defaultAgentData)}
 	conf.OnRegistered = func([]protocol.Registration) { offered.print(a.Status()) }
 	if a, err = agent.New(conf.Config); err != nil {
 		return err
@@ -113,6 +113,7 @@ func agentUp(c *cli.Context, io stdio) error {
 		if err := sameRun(conf, next); err != nil {
 			return err
 		}
+		next.keepFlags(conf)
 		if err := a.SetServices(c.Context, next.Services); err != nil {
 			return err
 		}
@@ -128,6 +129,7 @@ func agentUp(c *cli.Context, io stdio) error {
 // that changes.
 type offerPrinter struct {
 	out  goio.Writer
+	data string          // " --data DIR" for a command to type, or ""
 	mu   sync.Mutex      // guards said and orders the lines
 	said map[string]bool // lines that hold now
 }
@@ -136,6 +138,14 @@ func (p *offerPrinter) print(st control.Status) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	said := map[string]bool{}
+	tell := func(line string) {
+		if said[line] = true; !p.said[line] {
+			fmt.Fprintln(p.out, line)
+		}
+	}
+	if len(st.Services) == 0 {
+		tell("offers nothing yet: sallyport agent expose NAME TARGET" + p.data)
+	}
 	for _, s := range st.Services {
 		line := fmt.Sprintf("%s   %s   →  %s", s.URL, s.Auth, s.Target)
 		switch {
@@ -144,9 +154,10 @@ func (p *offerPrinter) print(st control.Status) {
 		case s.URL == "":
 			continue
 		}
-		if said[line] = true; !p.said[line] {
-			fmt.Fprintln(p.out, line)
+		if s.Warning != "" {
+			line += "\n  warning: " + s.Warning
 		}
+		tell(line)
 	}
 	p.said = said
 }
@@ -210,6 +221,12 @@ func agentExpose(c *cli.Context, io stdio) error {
 		fmt.Fprintf(io.out, "%s is kept; the relay cannot be reached now and learns of it with the next connection\n", e.Name)
 	} else {
 		fmt.Fprintf(io.out, "%s   %s\n", e.URL, whoMayCome(s))
+	}
+	if e.Warning != "" {
+		fmt.Fprintf(io.out, "  warning: %s\n", e.Warning)
+	}
+	if e.Replaced != "" {
+		fmt.Fprintf(io.out, "replaced: %s was %s until now\n", e.Name, e.Replaced)
 	}
 	fmt.Fprintf(io.out, "undo: sallyport agent unexpose %s%s\n", e.Name, dataArg(c.String("data"), defaultAgentData))
 	return nil

@@ -91,11 +91,11 @@ func loadAgent(c *cli.Context) (agentConfig, logSettings, error) {
 			errs = append(errs, fmt.Errorf("--expose %q: write NAME=TARGET, such as ha=127.0.0.1:8123", e))
 			continue
 		}
-		entry := service.Entry{Name: name, Target: target, Origin: service.OriginFlag}
+		entry := service.Entry{Name: name, Target: target}
 		if _, err := entry.Service(); err != nil {
-			errs = append(errs, fmt.Errorf("--expose %q: %w", e, err))
+			errs = append(errs, exposeError(e, name, err))
 		}
-		conf.Services = replaceService(conf.Services, entry)
+		conf.expose(entry)
 	}
 	if err := errors.Join(errs...); err != nil {
 		return conf, af.Log, configError(err)
@@ -124,18 +124,39 @@ func sameRun(old, next agentConfig) error {
 	return nil
 }
 
-// replaceService lets a flag win over the file.
-func replaceService(list []service.Entry, e service.Entry) []service.Entry {
-	for i := range list {
-		if list[i].Name == e.Name && list[i].Origin == service.OriginConfig {
-			list[i] = e
-			return list
+// expose takes an --expose. It wins over a service of the file for this run;
+// one that the file does not have is exposed for good, as by `agent expose`.
+func (conf *agentConfig) expose(e service.Entry) {
+	for i, s := range conf.Services {
+		if s.Name == e.Name && s.Origin == service.OriginConfig {
+			e.Origin = service.OriginFlag
+			conf.Services[i] = e
+			return
 		}
 	}
-	return append(list, e)
+	e.Origin = service.OriginExposed
+	conf.Expose = append(conf.Expose, e)
 }
 
-// checkServices judges what a schema cannot, with the place of each service.
+// keepFlags lets a flag that won over the file at the start hold for the whole
+// run, also when the file's service is gone.
+func (conf *agentConfig) keepFlags(start agentConfig) {
+	for _, e := range conf.Expose {
+		if !slices.ContainsFunc(start.Expose, func(s service.Entry) bool { return s.Name == e.Name }) {
+			e.Origin = service.OriginFlag
+			conf.Services = append(conf.Services, e)
+		}
+	}
+}
+
+func exposeError(arg, name string, err error) error {
+	if strings.Contains(name, ".") {
+		return fmt.Errorf("--expose %q: %w\nUse `sallyport agent expose NAME TARGET --host HOST` for another host.", arg, err)
+	}
+	return fmt.Errorf("--expose %q: %w", arg, err)
+}
+
+// checkServices judges what a schema cannot, with the place of each mistake.
 func checkServices(file *configfile.File, list []serviceEntry) {
 	first := map[string]int{}
 	for i, s := range list {
@@ -145,10 +166,55 @@ func checkServices(file *configfile.File, list []serviceEntry) {
 		} else {
 			first[s.Name] = i
 		}
-		if _, err := s.entry().Service(); err != nil {
-			for line := range strings.SplitSeq(err.Error(), "\n") {
-				file.Fault(path, "%s", line)
+		if file.Faulty(path) { // what does not fit the schema would be told twice
+			continue
+		}
+		for _, line := range s.mistakes() {
+			at := path
+			if key := path + "." + s.culprit(line); file.Has(key) {
+				at = key
 			}
+			file.Fault(at, "%s", line)
 		}
 	}
+}
+
+func (e serviceEntry) mistakes() []string {
+	_, err := e.entry().Service()
+	if err == nil {
+		return nil
+	}
+	lines := strings.Split(err.Error(), "\n")
+	for i, l := range lines {
+		lines[i] = strings.TrimPrefix(l, fmt.Sprintf("service %q: ", e.Name))
+	}
+	return lines
+}
+
+// culprit returns the key without which a mistake would not be there, or "".
+func (e serviceEntry) culprit(mistake string) string {
+	for _, k := range []struct {
+		key   string
+		clear func(*serviceEntry)
+	}{
+		{"auth", func(e *serviceEntry) { e.Auth = "" }},
+		{"host", func(e *serviceEntry) { e.Host = "" }},
+		{"path", func(e *serviceEntry) { e.Path = "" }},
+		{"insecure_skip_verify", func(e *serviceEntry) { e.InsecureSkipVerify = false }},
+		{"server_name", func(e *serviceEntry) { e.ServerName = "" }},
+		{"ca", func(e *serviceEntry) { e.CA = "" }},
+		{"cert", func(e *serviceEntry) { e.Cert = "" }},
+		{"key", func(e *serviceEntry) { e.Key = "" }},
+		{"http2", func(e *serviceEntry) { e.HTTP2 = false }},
+		{"tls", func(e *serviceEntry) { e.TLS = "" }},
+		{"to", func(e *serviceEntry) { e.To = "" }},
+		{"name", func(e *serviceEntry) { e.Name = "" }},
+	} {
+		without := e
+		k.clear(&without)
+		if !slices.Contains(without.mistakes(), mistake) {
+			return k.key
+		}
+	}
+	return ""
 }

@@ -126,7 +126,13 @@ func isAlert(err error) bool {
 func explainDial(name, addr string, err error) error {
 	var unknown x509.UnknownAuthorityError
 	var op *net.OpError
+	var dns *net.DNSError
 	switch {
+	case isAlert(err) && strings.Contains(err.Error(), "unrecognized name"): // crypto/tls has no value for it
+		return failed(exitRefused, "no home claims this name: `sallyport status` on the relay's machine lists them",
+			fmt.Errorf("%s refuses the handshake for %s: %w", addr, name, err))
+	case errors.As(err, &dns) && dns.IsNotFound:
+		return failed(exitUnreachable, "no DNS entry for it; --relay ADDR names the relay", fmt.Errorf("connect to %s: %w", addr, err))
 	case isAlert(err):
 		return failed(exitRefused, "is the name right, and does this host want a device certificate (--cert, --key)?",
 			fmt.Errorf("%s refuses the handshake for %s: %w", addr, name, err))
@@ -167,7 +173,7 @@ func joinStdio(ctx context.Context, conn *tls.Conn, std stdio) error {
 		}
 	default:
 	}
-	return failed(exitFailed, "", fmt.Errorf("the connection was cut before its end: %w", err))
+	return failed(exitFailed, "the service at home may be down; the agent's log says why", fmt.Errorf("the connection was cut before its end: %w", err))
 }
 
 func sendStdin(conn *tls.Conn, in io.Reader) error {

@@ -285,13 +285,14 @@ func (w *demoWorld) stay(ctx context.Context, out io.Writer) error {
 
 func (w *demoWorld) picture(password string) string {
 	_, port, _ := net.SplitHostPort(w.addr)
-	r := strings.NewReplacer("{dir}", quoted(w.dir), "{port}", port, "{addr}", w.addr, "{self}", self(), "{pw}", password,
+	relay := fmt.Sprintf("%-38s", "relay on "+w.addr+", TCP and UDP") // as wide as what stands below it
+	r := strings.NewReplacer("{relay}", relay, "{dir}", quoted(w.dir), "{port}", port, "{addr}", w.addr, "{self}", self(), "{pw}", password,
 		"{web}", w.apps.web.Addr().String(), "{echo}", w.apps.echo.Addr().String(), "{domain}", demoDomain)
 	return r.Replace(`
-you, the device            relay on {addr}, TCP and UDP        home (no port open)
+you, the device            {relay} home (no port open)
   curl, browser,   ─TLS─►    web.{domain}   ─┐
   connect         + cert     echo.{domain}  ─┴◄═QUIC═ agent ─┬► web   http://{web}
-                             any other name: TLS alert                    └► echo  tcp://{echo}
+                             any other name: TLS alert                  └► echo  tcp://{echo}
 
 with the certificate (the live clock ends with Ctrl-C):
   curl --cacert {dir}/ca.pem --cert {dir}/phone.crt --key {dir}/phone.key https://web.{domain}:{port}/

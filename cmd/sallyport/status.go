@@ -181,6 +181,11 @@ func printAgent(out io.Writer, st control.Status) {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", s.Name, s.Target, s.Auth, where, s.Origin)
 	}
 	w.Flush()
+	for _, s := range st.Services {
+		if s.Warning != "" {
+			fmt.Fprintf(out, "\nwarning: %s: %s\n", s.Name, s.Warning)
+		}
+	}
 }
 
 func ago(t time.Time) string {

@@ -138,6 +138,22 @@ func (f *File) Fault(path, format string, args ...any) {
 	})
 }
 
+// Has reports whether a path is in the file.
+func (f *File) Has(path string) bool {
+	_, ok := f.places[path]
+	return ok
+}
+
+// Faulty reports whether the schema found a mistake at a path or below it.
+func (f *File) Faulty(path string) bool {
+	for p := range f.schema {
+		if rest, ok := strings.CutPrefix(p, path); ok && (rest == "" || rest[0] == '.' || rest[0] == '[') {
+			return true
+		}
+	}
+	return false
+}
+
 // Err returns all faults so far in order of line as a *Faults, or nil.
 func (f *File) Err() error {
 	if len(f.faults) == 0 {

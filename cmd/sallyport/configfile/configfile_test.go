@@ -32,7 +32,7 @@ decoy: nowhere
 	text := err.Error()
 	for _, want := range []string{
 		`relay.yaml:2:1: unknown key "domian" - did you mean "domain"?`,
-		`relay.yaml:3:1: is a number, but must be a string`,
+		`relay.yaml:3:1: "listen" is a number, but must be a string: put the value in quotes`,
 		`relay.yaml:4:1: "filse" is not one of internal, files - did you mean "files"?`,
 		`relay.yaml:6:`,
 		`"key" is missing`,

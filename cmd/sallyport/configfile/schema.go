@@ -79,7 +79,11 @@ func noteAll(f *File, root *jsonschema.Schema, e *jsonschema.ValidationError) {
 		got := fmt.Sprint(k.Got)
 		f.Fault(path, "%q is not one of %s%s", got, strings.Join(words, ", "), suggest(got, words))
 	case *kind.Type:
-		f.Fault(path, "is a %s, but must be a %s", k.Got, strings.Join(k.Want, " or a "))
+		remedy := ""
+		if slices.Contains(k.Want, "string") && (k.Got == "number" || k.Got == "boolean") {
+			remedy = ": put the value in quotes"
+		}
+		f.Fault(path, "%q is a %s, but must be a %s%s", path[strings.LastIndexByte(path, '.')+1:], k.Got, strings.Join(k.Want, " or a "), remedy)
 	case *kind.Pattern:
 		if d := schemaAt(root, e.InstanceLocation); d != nil && d.Description != "" {
 			f.Fault(path, "%q does not fit; write %s", k.Got, d.Description)
