@@ -189,6 +189,7 @@ func TestNewRefusesBadConfig(t *testing.T) {
 	for want, cfg := range map[string]Config{
 		"data directory": {},
 		"given twice":    {DataDir: dir, Services: []service.Entry{entry("a"), entry("a")}},
+		"given twice: b": {DataDir: dir, Services: []service.Entry{entry("b")}, Expose: []service.Entry{entry("b")}},
 		"sp1-":           {DataDir: dir, Token: "nonsense"},
 		"transport":      {DataDir: dir, TransportNames: []string{"pigeon"}},
 		"colour":         {DataDir: dir, Services: []service.Entry{{Name: "a", Target: "colour://x"}}},
@@ -262,6 +263,78 @@ func TestExpose(t *testing.T) {
 		}
 		if err := c.Unexpose(t.Context(), "echo"); err == nil || !strings.Contains(err.Error(), "configuration") {
 			t.Errorf("unexpose of a configured service: %v", err)
+		}
+	})
+}
+
+func TestExposeOfTheCommandLineStays(t *testing.T) {
+	world(t, func(t *testing.T, r *fakeRelay, cfg Config) {
+		plain := cfg
+		cfg.Expose = []service.Entry{{Name: "nas", Target: "tcp://127.0.0.1:9"}}
+		a := start(t, cfg)
+		r.next()
+		a.stop()
+		a = start(t, plain)
+		r.next()
+		nas := func() control.ServiceStatus {
+			list := a.Status().Services
+			i := slices.IndexFunc(list, func(s control.ServiceStatus) bool { return s.Name == "nas" })
+			if i < 0 {
+				t.Fatalf("not offered: %+v", list)
+			}
+			return list[i]
+		}
+		if s := nas(); s.Origin != service.OriginExposed || s.URL == "" || s.Target != "tcp://127.0.0.1:9" {
+			t.Errorf("after a plain restart: %+v", s)
+		}
+		a.stop()
+		cfg.Expose[0].Target = "tcp://127.0.0.1:10"
+		a = start(t, cfg)
+		r.next()
+		if s := nas(); s.Target != "tcp://127.0.0.1:10" {
+			t.Errorf("not replaced: %+v", s)
+		}
+		if err := (controlled{a.Agent}).Unexpose(t.Context(), "nas"); err != nil {
+			t.Fatal(err)
+		}
+		a.stop()
+		a = start(t, plain)
+		r.next()
+		if got := r.lists(); !slices.Equal(got, []string{"echo"}) {
+			t.Errorf("after unexpose: %v", got)
+		}
+	})
+}
+
+func TestEmptyOfferIsTold(t *testing.T) {
+	world(t, func(t *testing.T, r *fakeRelay, cfg Config) {
+		told := 0
+		cfg.Services = nil
+		cfg.OnRegistered = func(regs []protocol.Registration) { told += 1 + 10*len(regs) }
+		start(t, cfg)
+		r.next()
+		if synctest.Wait(); told != 1 {
+			t.Errorf("told %d", told)
+		}
+	})
+}
+
+func TestWarningOfTheRelay(t *testing.T) {
+	world(t, func(t *testing.T, r *fakeRelay, cfg Config) {
+		r.warning = "no certificate for it"
+		a := start(t, cfg)
+		r.next()
+		c := controlled{a.Agent}
+		for _, replaced := range []string{"", "tcp://127.0.0.1:9"} {
+			e, err := c.Expose(t.Context(), control.Service{Name: "nas", Target: "tcp://127.0.0.1:9"})
+			if err != nil || e.Warning != r.warning || e.Replaced != replaced {
+				t.Errorf("%+v, %v", e, err)
+			}
+		}
+		for _, s := range a.Status().Services {
+			if s.Warning != r.warning || s.URL == "" {
+				t.Errorf("status %+v", s)
+			}
 		}
 	})
 }

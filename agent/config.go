@@ -65,8 +65,9 @@ type Config struct {
 	// token is ignored, or, when it names a new address, that is taken over.
 	Token string
 	Name  string // how the relay may call this agent; "" = the host's name
-	// Services come from the configuration file and flags. They win over
-	// exposed ones of the same name; a duplicate among them is refused.
+	// Services come from the configuration file, and from flags that replace
+	// one of its. They hold for this run and win over exposed ones of the same
+	// name; a duplicate among them is refused.
 	Services []service.Entry
 	// Expose holds services to expose as `agent expose` does: Run stores them,
 	// so that later runs offer them without being told. They replace stored

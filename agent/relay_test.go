@@ -43,6 +43,7 @@ type fakeRelay struct {
 	dropJoin    bool          // the next answer to Join is lost
 	certLife    time.Duration // of agents
 	refuse      map[string]string
+	warning     string            // with every accepted service
 	mute        bool              // Register is not answered
 	usedBy      *x509.Certificate // who redeemed the secret
 	joins       []protocol.Join   // requests
@@ -246,7 +247,7 @@ func (r *fakeRelay) answer(ctl tunnel.Stream, m protocol.Message) protocol.Messa
 		for _, s := range m.Services {
 			g := protocol.Registration{Name: s.Name, Error: r.refuse[s.Name]}
 			if g.Error == "" {
-				g.URL = "https://" + s.Name + ".example.org/"
+				g.URL, g.Warning = "https://"+s.Name+".example.org/", r.warning
 			}
 			a.Services = append(a.Services, g)
 		}

@@ -12,8 +12,6 @@ import (
 	"net/http"
 	"syscall"
 	"time"
-
-	"github.com/sallyport/sallyport/agent/state"
 )
 
 // ErrNotRunning is the error of a Client when no agent runs on the directory.
@@ -23,6 +21,10 @@ const clientHost = "sallyport"
 
 // A Client speaks to the agent that runs on a data directory.
 type Client struct {
+	// Joined tells whether the agent of a directory needs no token any more;
+	// for the hint when it does not run. nil: it needs none.
+	Joined func(dir string) bool
+
 	dir  string
 	http *http.Client
 }
@@ -101,7 +103,7 @@ func (c *Client) unreachable(err error) error {
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("the agent on %s belongs to another user: %w\nRun this as that user, for example with sudo.", c.dir, err)
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		if !state.Joined(c.dir) {
+		if c.Joined != nil && !c.Joined(c.dir) {
 			return fmt.Errorf("%w on %s\nStart it with: sallyport agent up TOKEN --data %s (a token comes from: sallyport relay token)", ErrNotRunning, c.dir, c.dir)
 		}
 		return fmt.Errorf("%w on %s\nStart it with: sallyport agent up --data %s", ErrNotRunning, c.dir, c.dir)

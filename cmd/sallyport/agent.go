@@ -213,7 +213,7 @@ func agentExpose(c *cli.Context, io stdio) error {
 			*f.to = abs
 		}
 	}
-	e, err := control.NewClient(c.String("data")).Expose(c.Context, s)
+	e, err := agentClient(c.String("data")).Expose(c.Context, s)
 	if err != nil {
 		return err
 	}
@@ -250,7 +250,7 @@ func agentUnexpose(c *cli.Context, io stdio) error {
 		return usageError("`sallyport status` shows the services.", "agent unexpose takes one NAME")
 	}
 	name := c.Args().First()
-	if err := control.NewClient(c.String("data")).Unexpose(c.Context, name); err != nil {
+	if err := agentClient(c.String("data")).Unexpose(c.Context, name); err != nil {
 		return err
 	}
 	fmt.Fprintf(io.out, "%s is withdrawn. Its host stays this home's until the relay's owner releases it.\n", name)

@@ -83,6 +83,9 @@ func TestJoinStdioTellsACutFromAnEnd(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "cut before its end") {
 		t.Errorf("got %v", err)
 	}
+	if _, hint := classify(err); !strings.Contains(hint, "service at home may be down") {
+		t.Errorf("hint %q", hint)
+	}
 }
 
 func TestJoinStdioStops(t *testing.T) {
@@ -100,14 +103,17 @@ func TestExplainDial(t *testing.T) {
 	for _, c := range []struct {
 		err  error
 		code int
+		hint string // a part of it
 	}{
-		{&net.OpError{Op: "remote error", Err: errors.New("tls: unrecognized name")}, exitRefused},
-		{&net.OpError{Op: "dial", Err: errors.New("connection refused")}, exitUnreachable},
-		{context.DeadlineExceeded, exitUnreachable},
-		{errors.New("tls: strange"), exitFailed},
+		{&net.OpError{Op: "remote error", Err: errors.New("tls: unrecognized name")}, exitRefused, "no home claims"},
+		{&net.OpError{Op: "remote error", Err: errors.New("tls: certificate required")}, exitRefused, "--cert"},
+		{&net.OpError{Op: "dial", Err: errors.New("connection refused")}, exitUnreachable, "relay running"},
+		{&net.OpError{Op: "dial", Err: &net.DNSError{Err: "no such host", IsNotFound: true}}, exitUnreachable, "--relay"},
+		{context.DeadlineExceeded, exitUnreachable, "relay running"},
+		{errors.New("tls: strange"), exitFailed, ""},
 	} {
-		if code, _ := classify(explainDial("h", "a:1", c.err)); code != c.code {
-			t.Errorf("%v: exit code %d, want %d", c.err, code, c.code)
+		if code, hint := classify(explainDial("h", "a:1", c.err)); code != c.code || !strings.Contains(hint, c.hint) {
+			t.Errorf("%v: exit code %d, want %d; hint %q", c.err, code, c.code, hint)
 		}
 	}
 }

@@ -285,7 +285,7 @@ func (w *demoWorld) stay(ctx context.Context, out io.Writer) error {
 
 func (w *demoWorld) picture(password string) string {
 	_, port, _ := net.SplitHostPort(w.addr)
-	relay := fmt.Sprintf("%-38s", "relay on "+w.addr+", TCP and UDP") // as wide as what stands below it
+	relay := fmt.Sprintf("%-37s", "relay on "+w.addr+", TCP and UDP") // as wide as what stands below it
 	r := strings.NewReplacer("{relay}", relay, "{dir}", quoted(w.dir), "{port}", port, "{addr}", w.addr, "{self}", self(), "{pw}", password,
 		"{web}", w.apps.web.Addr().String(), "{echo}", w.apps.echo.Addr().String(), "{domain}", demoDomain)
 	return r.Replace(`

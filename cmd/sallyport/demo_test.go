@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 )
 
 // While the wall is up nothing leaves and nothing that arrives is seen.
@@ -51,6 +52,28 @@ func TestFirewall(t *testing.T) {
 		b := make([]byte, 9)
 		if n, _, err := read(b); err != nil || string(b[:n]) != "seen" {
 			t.Errorf("%s: %q, %v", name, b[:n], err)
+		}
+	}
+}
+
+// The branches of the picture meet, however long the port is.
+func TestDemoPictureIsAligned(t *testing.T) {
+	apps, err := startHomeApps()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer apps.close()
+	for _, addr := range []string{"127.0.0.1:8443", "127.0.0.1:51234", "[::1]:8443"} {
+		lines := strings.Split((&demoWorld{dir: "/d", addr: addr, apps: apps}).picture("pw"), "\n")
+		column := func(line int, word string) int {
+			before, _, ok := strings.Cut(lines[line], word)
+			if !ok {
+				t.Fatalf("%q has no %q", lines[line], word)
+			}
+			return utf8.RuneCountInString(before)
+		}
+		if column(3, "┬►") != column(4, "└►") || column(1, "home (") != column(3, "agent") || column(2, "┐") != column(3, "┴") {
+			t.Errorf("not aligned:\n%s", strings.Join(lines[:5], "\n"))
 		}
 	}
 }

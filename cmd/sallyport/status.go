@@ -53,7 +53,7 @@ func showStatus(c *cli.Context, io stdio) error {
 		errs = append(errs, err)
 	}
 	if socketThere(agentDir, control.SocketName) {
-		a, err := control.NewClient(agentDir).Status(c.Context)
+		a, err := agentClient(agentDir).Status(c.Context)
 		if err == nil {
 			st.Agent = &a
 		}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/sallyport/sallyport/agent"
 	"github.com/sallyport/sallyport/agent/control"
+	"github.com/sallyport/sallyport/agent/state"
 	"github.com/sallyport/sallyport/protocol/pki"
 	"github.com/sallyport/sallyport/relay"
 	"github.com/sallyport/sallyport/relay/admin"
@@ -32,6 +33,13 @@ func openRelay(conf relay.Config) (r *relay.Relay, closeStore func(), err error)
 // startError marks what keeps a process from starting: starting it again
 // unchanged would not help.
 func startError(err error) error { return failed(exitUsage, "", err) }
+
+// agentClient speaks to the agent on a directory.
+func agentClient(dir string) *control.Client {
+	c := control.NewClient(dir)
+	c.Joined = state.Joined
+	return c
+}
 
 // classifyWired finds the exit code and hint of errors of the packages.
 func classifyWired(err error) (code int, hint string) {
