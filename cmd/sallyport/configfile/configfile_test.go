@@ -132,3 +132,11 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// A near miss of a dangerous word is not completed.
+func TestNoneIsNeverSuggested(t *testing.T) {
+	_, err := Parse("f", []byte("services:\n  - {name: a, to: x, auth: nono}\n"), AgentSchema, &struct{}{})
+	if err == nil || strings.Contains(err.Error(), "did you mean") {
+		t.Errorf("got %v", err)
+	}
+}

@@ -157,6 +157,9 @@ func suggest(got string, known []string) string {
 func Nearest(got string, known []string) string {
 	best, dist := "", 3
 	for _, k := range known {
+		if k == "none" {
+			continue // "auth: no" must not be talked into "open to everybody"
+		}
 		if d := distance(got, k); d < dist && d < len(k) {
 			best, dist = k, d
 		}
