@@ -19,8 +19,8 @@ import (
 // Joining is rate-limited for the whole relay: secrets have 130 bits, so the
 // limit protects the CPU, not the secret.
 const (
-	joinBurst = 10
-	joinEvery = time.Second
+	joinBurst = 50
+	joinEvery = 200 * time.Millisecond
 )
 
 // joinTarget answers ALPNJoin: one CSR exchange, then close.

@@ -95,13 +95,11 @@ func (s *sallyport) addDevice(ctx context.Context) error {
 	return nil
 }
 
-// token makes a join token; the first one of a relay may claim any name.
+// token makes a join token. Each names its hosts: an unrestricted one is void
+// as soon as another agent joins, and these join all at once.
 func (s *sallyport) token(ctx context.Context, hosts string) (string, error) {
-	q := admin.TokenRequest{}
-	if s.agents++; s.agents > 1 {
-		q.Hosts = []string{hosts}
-	}
-	t, err := s.admin.NewToken(ctx, q)
+	s.agents++
+	t, err := s.admin.NewToken(ctx, admin.TokenRequest{Hosts: []string{hosts}})
 	return t.Token, err
 }
 
