@@ -3,6 +3,8 @@ package main
 import (
 	"io"
 	"log/slog"
+	"os"
+	"runtime/debug"
 	"slices"
 
 	"github.com/urfave/cli/v2"
@@ -76,4 +78,14 @@ func firstOf(words ...string) string {
 		}
 	}
 	return ""
+}
+
+// collectEarly halves the garbage that a relay or an agent carries: both run
+// for months beside other things on small machines, and copying bytes makes
+// little garbage, so that collecting it sooner costs next to nothing. GOGC in
+// the environment wins.
+func collectEarly() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(40)
+	}
 }

@@ -104,6 +104,7 @@ func relayUp(c *cli.Context, io stdio) error {
 	if conf.Logger, err = logs.logger(c, io.err, level); err != nil {
 		return err
 	}
+	collectEarly()
 	r, closeStore, err := openRelay(conf)
 	if err != nil {
 		return err
