@@ -101,6 +101,7 @@ func agentUp(c *cli.Context, io stdio) error {
 	var a *agent.Agent
 	offered := &offerPrinter{out: io.out, data: dataArg(conf.DataDir, defaultAgentData)}
 	conf.OnRegistered = func([]protocol.Registration) { offered.print(a.Status()) }
+	collectEarly()
 	if a, err = agent.New(conf.Config); err != nil {
 		return err
 	}
