@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/ecdsa"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -213,31 +214,44 @@ func (w *demoWorld) expose(ctx context.Context) (urls []string, err error) {
 // addDevice makes a key here and has it certified over the relay's socket, as
 // `device add NAME --pem DIR` does.
 func (w *demoWorld) addDevice(ctx context.Context, name string) (tls.Certificate, error) {
-	key, err := pki.NewKey()
+	d, err := w.certify(ctx, name)
 	if err != nil {
 		return tls.Certificate{}, err
 	}
-	csr, err := pki.NewCSR(key)
-	if err != nil {
-		return tls.Certificate{}, err
-	}
-	issued, err := w.admin.AddDevice(ctx, admin.DeviceRequest{Name: name, CSR: csr})
-	if err != nil {
-		return tls.Certificate{}, err
-	}
-	cert, err := x509.ParseCertificate(issued.Cert)
-	if err != nil {
-		return tls.Certificate{}, err
-	}
-	keyPEM, err := pki.EncodeKey(key)
+	keyPEM, err := pki.EncodeKey(d.key)
 	if err != nil {
 		return tls.Certificate{}, err
 	}
 	base := filepath.Join(w.dir, name)
-	if err := errors.Join(pki.WriteFile(base+".key", keyPEM, 0o600), pki.WriteFile(base+".crt", pki.EncodeCert(cert), 0o644)); err != nil {
+	if err := errors.Join(pki.WriteFile(base+".key", keyPEM, 0o600), pki.WriteFile(base+".crt", pki.EncodeCert(d.cert), 0o644)); err != nil {
 		return tls.Certificate{}, err
 	}
-	return tls.Certificate{Certificate: [][]byte{issued.Cert}, PrivateKey: key, Leaf: cert}, nil
+	return tls.Certificate{Certificate: [][]byte{d.cert.Raw}, PrivateKey: d.key, Leaf: d.cert}, nil
+}
+
+// demoDevice is a key made here and what the relay made of it.
+type demoDevice struct {
+	key      *ecdsa.PrivateKey
+	cert, ca *x509.Certificate
+}
+
+// certify makes a key and has the relay certify it.
+func (w *demoWorld) certify(ctx context.Context, name string) (demoDevice, error) {
+	key, err := pki.NewKey()
+	if err != nil {
+		return demoDevice{}, err
+	}
+	csr, err := pki.NewCSR(key)
+	if err != nil {
+		return demoDevice{}, err
+	}
+	issued, err := w.admin.AddDevice(ctx, admin.DeviceRequest{Name: name, CSR: csr})
+	if err != nil {
+		return demoDevice{}, err
+	}
+	cert, err1 := x509.ParseCertificate(issued.Cert)
+	ca, err2 := x509.ParseCertificate(issued.CA)
+	return demoDevice{key, cert, ca}, errors.Join(err1, err2)
 }
 
 // roots writes the internal CA's root for curl and returns it.

@@ -17,7 +17,6 @@ import (
 
 	"github.com/sallyport/sallyport/agent/control"
 	"github.com/sallyport/sallyport/protocol/pki"
-	"github.com/sallyport/sallyport/relay/admin"
 	"github.com/sallyport/sallyport/relay/devices"
 )
 
@@ -277,28 +276,12 @@ func stepRevoke(ctx context.Context, s *story) (string, error) {
 
 // addP12 is `device add NAME --p12 FILE`.
 func (w *demoWorld) addP12(ctx context.Context, name string) (password string, err error) {
-	key, err := pki.NewKey()
-	if err != nil {
-		return "", err
-	}
-	csr, err := pki.NewCSR(key)
-	if err != nil {
-		return "", err
-	}
-	issued, err := w.admin.AddDevice(ctx, admin.DeviceRequest{Name: name, CSR: csr})
-	if err != nil {
-		return "", err
-	}
-	cert, err := x509.ParseCertificate(issued.Cert)
-	if err != nil {
-		return "", err
-	}
-	ca, err := x509.ParseCertificate(issued.CA)
+	d, err := w.certify(ctx, name)
 	if err != nil {
 		return "", err
 	}
 	password = devices.GeneratePassword()
-	p12, err := devices.PKCS12(key, cert, ca, password)
+	p12, err := devices.PKCS12(d.key, d.cert, d.ca, password)
 	if err != nil {
 		return "", err
 	}
