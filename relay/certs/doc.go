@@ -1,7 +1,19 @@
-// Package certs gives the relay its public certificates: Internal issues them
-// from a CA of the relay's own, Files reads pairs that somebody else renews,
-// and RandomCert is what strangers get to see. Both sources answer from memory
-// and never wait for a network.
+// Package certs gives the relay its public certificates: ACME obtains them
+// from Let's Encrypt or another ACME server and renews them, Internal issues
+// them from a CA of the relay's own, Files reads pairs that somebody else
+// renews, and RandomCert is what strangers get to see. All sources answer from
+// memory and never wait for a network.
+//
+//	acme, err := certs.NewACME(certs.ACMEConfig{Dir: dir, Logger: logger})
+//	acme.SetHosts([]string{"ha.example.org"}) // again whenever they change
+//	go acme.Run(ctx)
+//	// The edge sends it acme-tls/1 (ChallengeCert), port 80 asks HTTPChallenge
+//	// before it redirects, and doors ask GetCertificate.
+//
+// certmagic makes keys, orders and files. Its own ACME issuer, retries and
+// maintenance are not used: to answer challenges they open listeners, and what
+// they do can be neither seen nor waited for. acmez speaks the protocol
+// instead, and ACME.Run keeps the times.
 package certs
 
 import "crypto/tls"

@@ -7,7 +7,8 @@
 //	server := &edge.Server{Router: router, Logger: logger}
 //	err := server.Serve(ctx, listener)
 //
-// Nothing here terminates TLS for a home. Whoever is not sent to a claimed
+// Nothing here terminates TLS for a home. ACME challenges go to whoever ends the
+// TLS of their host: the home, or the snapshot's ACME target. Whoever is not sent to a claimed
 // host or to the tunnel meets the snapshot's Default: an alert, another server,
 // or a page that says nothing. Every connection is a stranger's, and may have
 // to make room, until its target calls [Conn.Settled].

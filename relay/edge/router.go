@@ -20,6 +20,10 @@ type Snapshot struct {
 	// under it and under no other name. Empty or nil: nobody reaches them.
 	TunnelName   string
 	Tunnel, Join Target
+	// ACME answers challenges of RFC 8737 for Hosts whose TLS ends here: those
+	// that ask for acme-tls/1 and for nothing beside it. Hosts whose TLS ends at
+	// home get theirs forwarded. Nil: nobody answers. See Challenge.
+	ACME Target
 	// Default takes every stranger. Nil: Refuse.
 	Default Target
 }
@@ -82,7 +86,12 @@ func (s *Snapshot) find(h Hello) Target {
 		return nil
 	}
 	if slices.Contains(h.ALPN, alpnACME) && !forwardsACME(t) {
-		return nil
+		// A visitor that asks for more could be served as one, under a
+		// certificate that is none.
+		if len(h.ALPN) != 1 {
+			return nil
+		}
+		return s.ACME
 	}
 	return t
 }

@@ -17,6 +17,7 @@ func TestRouterMatch(t *testing.T) {
 		TunnelName: "k3jq7x",
 		Tunnel:     Named("tunnel", TargetFunc(nil)),
 		Join:       Named("join", TargetFunc(nil)),
+		ACME:       Challenge{},
 		Default:    Named("stranger", Refuse{}),
 	})
 	tests := []struct {
@@ -48,14 +49,34 @@ func TestRouterMatch(t *testing.T) {
 		{"unknown", []string{protocol.ALPN}, "stranger"},
 
 		{"nas.example.org", []string{"acme-tls/1"}, "pass"},
-		{"ha.example.org", []string{"acme-tls/1"}, "stranger"},
+		{"ha.example.org", []string{"acme-tls/1"}, "acme"},
+		{"cam.example.org", []string{"acme-tls/1"}, "acme"},
 		{"ha.example.org", []string{"h2", "acme-tls/1"}, "stranger"},
+		{"ha.example.org", []string{"acme-tls/1", "h2"}, "stranger"},
+		{"ha.example.org", []string{"acme-tls/1", "acme-tls/1"}, "stranger"},
+		{"ha.example.org", []string{"acme-tls/1", protocol.ALPN}, "stranger"},
+		{"ha.example.org", []string{"ACME-TLS/1"}, "terminate"}, // a protocol that nobody speaks, as crypto/tls will say
+		{"", []string{"acme-tls/1"}, "stranger"},
+		{"example.org", []string{"acme-tls/1"}, "stranger"},
 		{"unknown.org", []string{"acme-tls/1"}, "stranger"},
 	}
 	for _, tt := range tests {
 		target := r.Match(Hello{ServerName: tt.name, ALPN: tt.alpn})
 		if got := kindOf(target); got != tt.want {
 			t.Errorf("%q %q: got %s, want %s", tt.name, tt.alpn, got, tt.want)
+		}
+	}
+}
+
+// Nobody answers challenges unless somebody was told to.
+func TestRouterWithoutACME(t *testing.T) {
+	r := routed(&Snapshot{
+		Hosts:   hosts(t, map[string]Target{"ha.example.org": Named("terminate", TargetFunc(nil)), "nas.example.org": Named("pass", Passthrough{})}),
+		Default: Named("stranger", Refuse{}),
+	})
+	for name, want := range map[string]string{"ha.example.org": "stranger", "nas.example.org": "pass"} {
+		if got := kindOf(r.Match(Hello{ServerName: name, ALPN: []string{"acme-tls/1"}})); got != want {
+			t.Errorf("%s: got %s, want %s", name, got, want)
 		}
 	}
 }
