@@ -44,6 +44,7 @@ type Agent struct {
 	uplink     atomic.Pointer[uplink.Uplink]
 	latest     atomic.Pointer[session] // that the relay welcomed; nil: it ended
 	streams    atomic.Int64            // data streams open now, of all sessions
+	warnings   warnings
 }
 
 // New checks the configuration. It starts nothing and writes nothing.
@@ -145,6 +146,7 @@ func (a *Agent) enter(ctx context.Context) error {
 	}
 	a.become(id)
 	a.clock.tell(a.dir.LastSeen())
+	a.clock.tell(id.Cert.NotBefore) // should the directory's memory be lost: it was later than that already
 	return nil
 }
 
@@ -231,6 +233,10 @@ func (a *Agent) tlsConfig() *tls.Config {
 	return &tls.Config{
 		RootCAs: roots, ServerName: id.ServerName, MinVersion: tls.VersionTLS13,
 		NextProtos: []string{protocol.ALPN}, Time: a.clock.Now,
+		// verifyRelay does the whole check: a clock that was set forward under a
+		// running agent must not lock it out.
+		InsecureSkipVerify:   true,
+		VerifyConnection:     func(cs tls.ConnectionState) error { return a.verifyRelay(cs, roots, id.ServerName) },
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return a.cert.Load(), nil },
 	}
 }
@@ -252,6 +258,7 @@ func (a *Agent) Status() control.Status {
 	} else if a.token != nil {
 		s.Relay = a.token.Relay
 	}
+	s.Warnings = a.Warnings()
 	up := a.uplink.Load()
 	if up == nil {
 		return s

@@ -14,7 +14,7 @@ func entryOf(s control.Service) service.Entry {
 	return service.Entry{
 		Name: s.Name, Target: s.Target, Host: s.Host, Path: s.Path, Auth: s.Auth, TLS: s.TLS,
 		InsecureSkipVerify: s.InsecureSkipVerify, ServerName: s.ServerName, CAFile: s.CAFile,
-		ClientCert: s.ClientCert, ClientKey: s.ClientKey, HTTP2: s.HTTP2, ProxyProtocol: s.ProxyProtocol,
+		ClientCert: s.ClientCert, ClientKey: s.ClientKey, HTTP2: s.HTTP2, ProxyProtocol: s.ProxyProtocol, RemoteUser: s.RemoteUser,
 		Origin: service.OriginExposed,
 	}
 }
@@ -24,7 +24,7 @@ func exposedOf(e service.Entry) control.Service {
 	return control.Service{
 		Name: e.Name, Target: e.Target, Host: e.Host, Path: e.Path, Auth: e.Auth, TLS: e.TLS,
 		InsecureSkipVerify: e.InsecureSkipVerify, ServerName: e.ServerName, CAFile: e.CAFile,
-		ClientCert: e.ClientCert, ClientKey: e.ClientKey, HTTP2: e.HTTP2, ProxyProtocol: e.ProxyProtocol,
+		ClientCert: e.ClientCert, ClientKey: e.ClientKey, HTTP2: e.HTTP2, ProxyProtocol: e.ProxyProtocol, RemoteUser: e.RemoteUser,
 	}
 }
 

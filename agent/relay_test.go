@@ -27,7 +27,7 @@ import (
 
 // testNow is the clock of both ends: the bubble's, moved into the time for
 // which certificates are issued.
-func testNow() time.Time { return time.Now().AddDate(27, 0, 0) }
+func testNow() time.Time { return time.Now().Add(27 * 365 * 24 * time.Hour) } // AddDate would stumble over 29 February
 
 // fakeRelay is the relay's half of the wire on connections in memory.
 type fakeRelay struct {
@@ -37,24 +37,26 @@ type fakeRelay struct {
 	serverName string
 	secret     string
 
-	mu          sync.Mutex
-	down        error         // every dial fails with it
-	wrongKey    bool          // certify another key than asked for
-	dropJoin    bool          // the next answer to Join is lost
-	certLife    time.Duration // of agents
-	refuse      map[string]string
-	warning     string            // with every accepted service
-	mute        bool              // Register is not answered
-	usedBy      *x509.Certificate // who redeemed the secret
-	joins       []protocol.Join   // requests
-	sessions    []*relaySession   // in order
-	registers   []protocol.Register
-	renews      int
-	pings       int
-	freeze      tunnel.Stream // pings on this control stream are not answered
-	welcomeTime time.Time     // zero: the true one
-	arrived     chan *relaySession
-	wg          sync.WaitGroup
+	mu            sync.Mutex
+	down          error // every dial fails with it
+	wrongKey      bool  // certify another key than asked for
+	acceptExpired bool  // agents with expired certificates come in, as at the real relay
+	refuseRenewal string
+	dropJoin      bool          // the next answer to Join is lost
+	certLife      time.Duration // of agents
+	refuse        map[string]string
+	warning       string            // with every accepted service
+	mute          bool              // Register is not answered
+	usedBy        *x509.Certificate // who redeemed the secret
+	joins         []protocol.Join   // requests
+	sessions      []*relaySession   // in order
+	registers     []protocol.Register
+	renews        int
+	pings         int
+	freeze        tunnel.Stream // pings on this control stream are not answered
+	welcomeTime   time.Time     // zero: the true one
+	arrived       chan *relaySession
+	wg            sync.WaitGroup
 }
 
 // relaySession is one session at the relay.
@@ -145,10 +147,14 @@ func (r *fakeRelay) serve(conn net.Conn) {
 		r.serveJoin(c)
 		return
 	}
-	s, err := tunneltcp.Server(r.t.Context(), c, &tls.Config{
+	conf := &tls.Config{
 		Certificates: []tls.Certificate{r.cert}, NextProtos: []string{protocol.ALPN}, MinVersion: tls.VersionTLS13,
 		ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: r.ca.Pool(), Time: testNow,
-	}, tunneltcp.Config{})
+	}
+	if r.acceptExpired {
+		conf.ClientAuth = tls.RequireAnyClientCert
+	}
+	s, err := tunneltcp.Server(r.t.Context(), c, conf, tunneltcp.Config{})
 	if err != nil {
 		r.t.Logf("relay: handshake: %v", err)
 		return
@@ -260,6 +266,9 @@ func (r *fakeRelay) answer(ctl tunnel.Stream, m protocol.Message) protocol.Messa
 		return protocol.Pong(m)
 	case protocol.Renew:
 		r.renews++
+		if r.refuseRenewal != "" {
+			return protocol.Renewed{Error: r.refuseRenewal}
+		}
 		pub, err := pki.ParseCSR(m.CSR)
 		if err != nil {
 			return protocol.Renewed{Error: err.Error()}

@@ -50,8 +50,13 @@ func (a *Agent) trustTime(t time.Time, cert *x509.Certificate) {
 		t = a.cfg.Now()
 	}
 	if cert == nil || t.Before(cert.NotBefore) || t.After(cert.NotAfter) {
+		a.clock.hear(time.Time{})
+		a.warn(aboutRelayClock, fmt.Sprintf("the relay's clock says %s, when its own certificate is not valid: set the clock of the relay", t.UTC().Format(minutes)))
 		return
 	}
+	a.warn(aboutRelayClock, "")
+	a.clock.hear(t)
+	a.compareClocks()
 	a.clock.tell(t)
 	if t.Sub(a.dir.LastSeen()) > 24*time.Hour { // the hourly write does the rest
 		a.saveClock()
@@ -62,7 +67,7 @@ func (a *Agent) trustTime(t time.Time, cert *x509.Certificate) {
 func (c *session) renew() {
 	id := c.a.identity.Load()
 	life := id.Cert.NotAfter.Sub(id.Cert.NotBefore)
-	if c.a.clock.Now().Before(id.Cert.NotBefore.Add(life / 3 * 2)) {
+	if c.a.clock.issuer().Before(id.Cert.NotBefore.Add(life / 3 * 2)) {
 		return
 	}
 	csr, err := pki.NewCSR(id.Key)
@@ -76,14 +81,16 @@ func (c *session) renew() {
 // renewed puts a new certificate into use for the next dial. The session goes
 // on with the old one.
 func (a *Agent) renewed(m protocol.Renewed) {
+	until := a.identity.Load().Cert.NotAfter.UTC().Format(minutes)
 	if m.Error != "" {
-		a.log.Warn("the relay does not renew this agent's certificate", "until", a.identity.Load().Cert.NotAfter, "err", m.Error)
+		a.warn(aboutRenewal, "the relay does not renew this agent's certificate, which ends "+until+": "+m.Error)
 		return
 	}
 	if err := a.adopt(m.Cert); err != nil {
-		a.log.Warn("the renewed certificate is not usable", "err", err)
+		a.warn(aboutRenewal, fmt.Sprintf("the renewed certificate is not usable, the old one ends %s: %v", until, err))
 		return
 	}
+	a.warn(aboutRenewal, "")
 	a.log.Info("certificate renewed", "until", a.identity.Load().Cert.NotAfter)
 }
 

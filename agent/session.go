@@ -276,6 +276,7 @@ func (c *session) loop(ctx context.Context) error {
 		case <-c.link.Wake():
 			ping.Reset(c.recheck(time.Now()))
 		case <-renew.C:
+			c.a.compareClocks()
 			c.a.saveClock()
 			c.renew()
 		case <-draining:

@@ -110,6 +110,11 @@
 // any more: the relay closes those that it still holds, so that visitors on
 // them fail at once and not when the transport notices the dead path.
 //
+// A service with remote_user wants requests to carry the name of the
+// visitor's device in the header Remote-User, beside those that every service
+// of proto http1 or h2 gets. A relay from before this field sends none, and
+// whatever a visitor sends under that name never reaches the service.
+//
 // Register replaces what was registered before: a service that is not in it is
 // withdrawn, one that stays is not disturbed. The relay answers for each
 // service: a URL, or an error that says what to do. A Registered whose seq is

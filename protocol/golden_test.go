@@ -25,7 +25,7 @@ var goldenMessages = map[string]protocol.Message{
 	"welcome": protocol.Welcome{Version: 1, Features: []string{"a"}, Name: "pi", Domain: "example.org", Time: time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC), Software: "sallyport/0.1"},
 	"register": protocol.Register{Seq: 3, Services: []protocol.Service{
 		{Name: "ha", Proto: protocol.ProtoHTTP1},
-		{Name: "lamp", Proto: protocol.ProtoH2, Host: "*.example.org", Path: "/lamp/", Auth: protocol.AuthAsk, TLS: protocol.TLSRelay, Solo: true},
+		{Name: "lamp", Proto: protocol.ProtoH2, Host: "*.example.org", Path: "/lamp/", Auth: protocol.AuthAsk, TLS: protocol.TLSRelay, Solo: true, RemoteUser: true},
 	}},
 	"registered": protocol.Registered{Seq: 3, Services: []protocol.Registration{
 		{Name: "ha", URL: "https://ha.example.org/"}, {Name: "lamp", Error: "host *.example.org is reserved"},

@@ -85,6 +85,9 @@ type Service struct {
 	Auth  string `json:"auth,omitempty"` // empty: AuthRequire; with TLSBackend AuthNone, as the relay cannot ask
 	TLS   string `json:"tls,omitempty"`  // empty: TLSRelay
 	Solo  bool   `json:"solo,omitempty"` // one visitor connection per stream: never pool (PROXY protocol needs it)
+	// RemoteUser asks the relay to name the visitor's device in Remote-User, for
+	// services that sign in whom a proxy names so.
+	RemoteUser bool `json:"remote_user,omitempty"`
 }
 
 // Register carries the whole list of services. What is not in it is withdrawn.

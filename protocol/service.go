@@ -66,6 +66,14 @@ func (s Service) Validate() error {
 	if s.Proto == ProtoRaw && s.Auth == AuthAsk {
 		fault("auth ask answers with a web page, which proto raw has no place for: use require or none")
 	}
+	if s.RemoteUser {
+		switch {
+		case s.Proto == ProtoRaw || s.TLS == TLSBackend:
+			fault("remote_user needs HTTP that the relay terminates: not proto raw, not tls backend")
+		case s.Auth == AuthNone:
+			fault("remote_user names the visitor's device, and auth none asks for none: use auth require or ask")
+		}
+	}
 	if s.Host != "" {
 		switch host, err := names.ValidPattern(s.Host); {
 		case err != nil:

@@ -20,9 +20,13 @@ func TestServiceValidate(t *testing.T) {
 		"h2, ask": func(s *protocol.Service) {
 			s.Proto, s.Auth, s.TLS = protocol.ProtoH2, protocol.AuthAsk, protocol.TLSRelay
 		},
-		"open":           func(s *protocol.Service) { s.Auth = protocol.AuthNone },
-		"backend":        func(s *protocol.Service) { s.TLS = protocol.TLSBackend },
-		"backend, open":  func(s *protocol.Service) { s.TLS, s.Auth = protocol.TLSBackend, protocol.AuthNone },
+		"open":          func(s *protocol.Service) { s.Auth = protocol.AuthNone },
+		"backend":       func(s *protocol.Service) { s.TLS = protocol.TLSBackend },
+		"backend, open": func(s *protocol.Service) { s.TLS, s.Auth = protocol.TLSBackend, protocol.AuthNone },
+		"remote user":   func(s *protocol.Service) { s.RemoteUser = true },
+		"remote user, ask": func(s *protocol.Service) {
+			s.RemoteUser, s.Auth, s.Path = true, protocol.AuthAsk, "/x/"
+		},
 		"three dots":     func(s *protocol.Service) { s.Path = "/.../" },
 		"hidden segment": func(s *protocol.Service) { s.Path = "/.well/" },
 	} {
@@ -46,6 +50,12 @@ func TestServiceValidate(t *testing.T) {
 		"no proto":          func(s *protocol.Service) { s.Proto = "" },
 		"proto":             func(s *protocol.Service) { s.Proto = "h3" },
 		"auth":              func(s *protocol.Service) { s.Auth = "None" },
+		"auth token":        func(s *protocol.Service) { s.Auth = "token" }, // the relay's own
+		"remote user, open": func(s *protocol.Service) { s.RemoteUser, s.Auth = true, protocol.AuthNone },
+		"remote user, raw":  func(s *protocol.Service) { s.RemoteUser, s.Proto = true, protocol.ProtoRaw },
+		"remote user, backend": func(s *protocol.Service) {
+			s.RemoteUser, s.TLS, s.Auth = true, protocol.TLSBackend, protocol.AuthNone
+		},
 		"tls":               func(s *protocol.Service) { s.TLS = "off" },
 		"tls agent":         func(s *protocol.Service) { s.TLS = protocol.TLSAgent },
 		"backend, require":  func(s *protocol.Service) { s.TLS, s.Auth = protocol.TLSBackend, protocol.AuthRequire },

@@ -46,6 +46,7 @@ type Service struct {
 	ClientKey          string `json:"client_key,omitempty"`
 	HTTP2              bool   `json:"http2,omitempty"`
 	ProxyProtocol      bool   `json:"proxy_protocol,omitempty"`
+	RemoteUser         bool   `json:"remote_user,omitempty"`
 }
 
 // Exposed answers Expose.
@@ -62,21 +63,24 @@ type Exposed struct {
 
 // Status is the agent's state for people and scripts.
 type Status struct {
-	Schema   int             `json:"schema"` // Schema
-	ID       string          `json:"id,omitempty"`
-	Name     string          `json:"name,omitempty"`
-	Relay    string          `json:"relay,omitempty"`
-	Domain   string          `json:"domain,omitempty"`
-	Software string          `json:"software,omitempty"`
-	State    string          `json:"state"` // joining, connecting, waiting, connected, stopped
-	Since    time.Time       `json:"since,omitzero"`
-	Link     *Link           `json:"link,omitempty"` // when connected
-	NextTry  time.Time       `json:"next_try,omitzero"`
-	Demoted  string          `json:"demoted,omitempty"` // a transport that stalls here …
-	Until    time.Time       `json:"demoted_until,omitzero"`
-	Error    string          `json:"last_error,omitempty"`
-	ErrorAt  time.Time       `json:"last_error_at,omitzero"`
-	CertEnds time.Time       `json:"certificate_until,omitzero"`
+	Schema   int       `json:"schema"` // Schema
+	ID       string    `json:"id,omitempty"`
+	Name     string    `json:"name,omitempty"`
+	Relay    string    `json:"relay,omitempty"`
+	Domain   string    `json:"domain,omitempty"`
+	Software string    `json:"software,omitempty"`
+	State    string    `json:"state"` // joining, connecting, waiting, connected, stopped
+	Since    time.Time `json:"since,omitzero"`
+	Link     *Link     `json:"link,omitempty"` // when connected
+	NextTry  time.Time `json:"next_try,omitzero"`
+	Demoted  string    `json:"demoted,omitempty"` // a transport that stalls here …
+	Until    time.Time `json:"demoted_until,omitzero"`
+	Error    string    `json:"last_error,omitempty"`
+	ErrorAt  time.Time `json:"last_error_at,omitzero"`
+	CertEnds time.Time `json:"certificate_until,omitzero"`
+	// Warnings are what somebody should look after, a sentence each: a clock
+	// that is wrong, a certificate that is not renewed.
+	Warnings []string        `json:"warnings,omitempty"`
 	Services []ServiceStatus `json:"services"`
 }
 

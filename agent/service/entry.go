@@ -34,6 +34,7 @@ type Entry struct {
 	ClientCert, ClientKey string // PEM files; shown to an https target that asks
 	HTTP2                 bool   // speak HTTP/2 to an https target, for gRPC
 
+	RemoteUser    bool   // ask the relay for Remote-User with the device's name; http targets with auth require or ask only
 	ProxyProtocol bool   // begin every connection with a PROXY protocol v2 header; the backend must expect it
 	Origin        string // where the entry comes from; for messages
 }
@@ -51,7 +52,7 @@ func (e Entry) parse() (protocol.Service, Target, error) {
 	if err != nil {
 		errs = append(errs, fmt.Errorf("service %q: %w", e.Name, err))
 	}
-	s := protocol.Service{Name: e.Name, Proto: protocol.ProtoRaw, Host: e.Host, Path: e.Path, Auth: e.Auth, TLS: e.TLS, Solo: e.ProxyProtocol}
+	s := protocol.Service{Name: e.Name, Proto: protocol.ProtoRaw, Host: e.Host, Path: e.Path, Auth: e.Auth, TLS: e.TLS, Solo: e.ProxyProtocol, RemoteUser: e.RemoteUser}
 	if err == nil {
 		if e.TLS == protocol.TLSBackend && target.bare {
 			target.Scheme = SchemeTCP

@@ -15,7 +15,9 @@
 //   - connections are indexed by device: Disconnect ends them at once;
 //   - session tickets are bound to host and policy, their key changes with
 //     every revocation;
-//   - no h3 and no Alt-Svc: browsers send no client certificate over QUIC.
+//   - no h3 and no Alt-Svc: browsers send no client certificate over QUIC;
+//   - visitors that cannot hold a certificate bring a secret, on a host of its
+//     own ([Token]); without it there is nothing but an unknown page.
 package door
 
 import (
@@ -44,7 +46,15 @@ const (
 	Ask Mode = protocol.AuthAsk
 	// None: everybody may come in.
 	None Mode = protocol.AuthNone
+	// Token: no certificate is asked for; every request brings a secret, as
+	// "Authorization: Bearer SECRET" or as its first path segment, which home
+	// never sees. Without a good one everything is the same page, 404. The
+	// relay makes such sites itself: protocol.Service knows no such Auth.
+	Token Mode = "token"
 )
+
+// asks reports whether visitors are asked for a certificate.
+func (m Mode) asks() bool { return m == Require || m == Ask }
 
 // Denials: why a device may not come in. The empty string means that it may.
 const (
@@ -55,11 +65,22 @@ const (
 	DeniedHost    = "not-allowed" // not on this host
 )
 
-// A Device is who holds a certificate.
+// A Device is who holds a certificate, or the secret of a token site.
 type Device struct {
 	ID   string // stable key of the device: Disconnect and the index use it
 	Name string // what the owner calls it; backends see it in Sallyport-Device
+	// Cert is its certificate, nil on token sites. The door sets it.
 	Cert *x509.Certificate
+	// Chain holds the issuers of Cert, its direct one first. The door sets it.
+	Chain []*x509.Certificate
+	// Until is when its connections end, whatever the certificate says. Zero:
+	// with the certificate; for the secret of a token site, never.
+	Until time.Time
+	// Path confines its requests to what lies below, as in "/api/". Paths that
+	// somebody could read differently are refused then. Empty: all.
+	Path string
+	// Admin says that it may use the dashboard; the door only carries it.
+	Admin bool
 }
 
 // A Visitor is one connection's other end.
@@ -78,7 +99,8 @@ type Site struct {
 	// Policy names the rules of this site. A connection whose policy is not
 	// the one that its host has now is refused (421) and closed by Recheck.
 	Policy string
-	// Mode must be one of the three. Anything else refuses all visitors.
+	// Mode must be one of the four. Anything else refuses all visitors. Token
+	// needs Config.CheckToken and a Handler.
 	Mode Mode
 	// Certificate returns the certificate for a canonical name. It must not
 	// wait for the network. An error refuses the handshake as if the name were
@@ -91,13 +113,19 @@ type Site struct {
 	// An io.EOF that it reads is the visitor's close_notify; a connection that
 	// was cut reads as another error.
 	Raw func(ctx context.Context, c tunnel.Conn, v Visitor)
+	// Denied answers visitors of this site instead of Config.Denied. May be nil.
+	Denied func(w http.ResponseWriter, r *http.Request, denial string)
 }
 
-func (s *Site) valid() bool {
+// serves reports whether the door can keep what a site promises.
+func (d *Door) serves(s *Site) bool {
 	if s == nil || s.Certificate == nil || (s.Handler == nil) == (s.Raw == nil) {
 		return false
 	}
-	return s.Mode == Require || s.Mode == Ask || s.Mode == None
+	if s.Mode == Token {
+		return s.Raw == nil && d.cfg.CheckToken != nil
+	}
+	return s.Mode.asks() || s.Mode == None
 }
 
 // Config is what a Door needs. Its functions are called concurrently and on
@@ -112,8 +140,14 @@ type Config struct {
 	// Check judges a certificate whose signature, usage and dates are fine.
 	// The empty denial admits, and then the device must have an ID. Required.
 	Check func(leaf *x509.Certificate, host string, now time.Time) (Device, string)
-	// Denied answers a visitor of an ask site who may not come in. Nil: a
-	// built-in page with status 401.
+	// CheckToken judges what a visitor of a token site brought as its secret, at
+	// every request. It is asked only about strings of 16 to 128 letters,
+	// digits, "-" and "_", and must compare in constant time. The empty denial
+	// admits, and then the device must have an ID; DeniedUnknown counts as a
+	// guess. Nil: token sites refuse all visitors.
+	CheckToken func(host, secret string, now time.Time) (Device, string)
+	// Denied answers a visitor of an ask site who may not come in, unless the
+	// site has its own. Nil: a built-in page with status 401.
 	Denied func(w http.ResponseWriter, r *http.Request, denial string)
 	// Seen is told that a device was let in: when it connects, then at most
 	// once a minute per connection. May be nil.
@@ -136,6 +170,7 @@ type Door struct {
 	cfg     Config
 	log     *slog.Logger
 	tickets *tickets
+	guesses *guesses
 	server  *http.Server
 
 	mu       sync.Mutex // guards what follows
@@ -173,6 +208,7 @@ func New(cfg Config) (*Door, error) {
 		cfg:      cfg,
 		log:      cfg.Logger,
 		tickets:  newTickets(),
+		guesses:  newGuesses(),
 		visits:   make(map[*visit]struct{}),
 		byDevice: make(map[string]map[*visit]struct{}),
 		drained:  make(chan struct{}),
@@ -201,15 +237,19 @@ type contextKey int
 const (
 	visitKey contextKey = iota
 	visitorKey
+	secretKey
 )
 
 // VisitorFrom returns who sent a request that came through a door.
 func VisitorFrom(ctx context.Context) (Visitor, bool) {
-	if v, ok := ctx.Value(visitKey).(*visit); ok {
-		return v.visitor, true
+	if v, ok := ctx.Value(visitorKey).(Visitor); ok {
+		return v, true
 	}
-	v, ok := ctx.Value(visitorKey).(Visitor)
-	return v, ok
+	v, ok := ctx.Value(visitKey).(*visit)
+	if !ok {
+		return Visitor{}, false
+	}
+	return v.visitor, true
 }
 
 // WithVisitor returns a context in which VisitorFrom finds v. It is for

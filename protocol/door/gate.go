@@ -45,7 +45,7 @@ func (d *Door) serveRequest(w http.ResponseWriter, r *http.Request) {
 
 	host, refusal := checkRequest(r)
 	if refusal != nil {
-		refusal.write(w, r)
+		v.conceal(refusal).write(w, r)
 		return
 	}
 	site, ok := d.cfg.Lookup(host)
@@ -54,34 +54,59 @@ func (d *Door) serveRequest(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if absolute(r) {
-		badRequest("Only a proxy is asked like this.").write(w, r)
+		v.conceal(badRequest("Only a proxy is asked like this.")).write(w, r)
 		return
 	}
-	if denial := v.authorise(); denial != "" {
-		v.refused(denial)
-		v.deny(w, r, denial)
+	if site.Mode == Token {
+		v.serveToken(w, r, site)
+		return
+	}
+	dev, denial := v.authorise()
+	if denial != "" {
+		v.refused(denial, v.device.Name)
+		v.deny(w, r, site, denial)
 		return
 	}
 	if v.visitor.Device != nil {
 		v.seen()
+		if !dev.permits(r) {
+			noSuchPage().write(w, r)
+			return
+		}
+		r = v.asNow(r, dev)
 	}
 	site.Handler.ServeHTTP(w, r)
 }
 
+// asNow returns a request whose visitor is the device as the owner has it now:
+// its name or marks may have changed since the handshake.
+func (v *visit) asNow(r *http.Request, dev Device) *http.Request {
+	was := &v.device
+	if dev.Name == was.Name && dev.Admin == was.Admin && dev.Until.Equal(was.Until) && dev.Path == was.Path {
+		return r
+	}
+	visitor := v.visitor
+	visitor.Device = &dev
+	return r.WithContext(WithVisitor(r.Context(), visitor))
+}
+
 // deny answers a visitor without rights; never the backend.
-func (v *visit) deny(w http.ResponseWriter, r *http.Request, denial string) {
-	if v.site.Mode != Ask {
+func (v *visit) deny(w http.ResponseWriter, r *http.Request, site *Site, denial string) {
+	if site.Mode != Ask {
 		// The rights went away under a live connection. Its other requests have
 		// none either.
 		v.abort(protocol.CodeRevoked)
 		panic(http.ErrAbortHandler)
 	}
 	w.Header().Set("Connection", "close") // the next handshake may show a better certificate
-	if v.door.cfg.Denied != nil {
+	switch {
+	case site.Denied != nil:
+		site.Denied(w, r, denial)
+	case v.door.cfg.Denied != nil:
 		v.door.cfg.Denied(w, r, denial)
-		return
+	default:
+		deniedPage(denial).write(w, r)
 	}
-	deniedPage(denial).write(w, r)
 }
 
 // misdirected answers a request for another host than the connection's.
@@ -186,10 +211,14 @@ func (w *statusWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 func (w *statusWriter) Flush() { http.NewResponseController(w.ResponseWriter).Flush() }
 
 func (v *visit) logRequest(r *http.Request, w *statusWriter, start time.Time) {
+	path := clip(r.URL.EscapedPath(), 256)
+	if v.site.Mode == Token {
+		path = "" // it may hold the secret, or somebody's mistyped one
+	}
 	v.door.log.LogAttrs(r.Context(), slog.LevelDebug, "request",
-		slog.String("host", v.visitor.Host), slog.String("device", v.device.Name),
+		slog.String("host", v.visitor.Host), slog.String("device", v.who()),
 		slog.String("remote", v.visitor.Remote.String()), slog.String("method", clip(r.Method, 16)),
-		slog.String("path", clip(r.URL.EscapedPath(), 256)), slog.String("proto", r.Proto),
+		slog.String("path", path), slog.String("proto", r.Proto),
 		slog.Int("status", w.status), slog.Duration("took", time.Since(start)))
 }
 
@@ -198,7 +227,7 @@ func (v *visit) logHandshake(err error) {
 	if v.site != nil && !errors.Is(err, io.EOF) && !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, net.ErrClosed) {
 		level = slog.LevelInfo // a real host: the owner may look for this line
 		if v.denial != "" {
-			v.refused(v.denial)
+			v.refused(v.denial, v.device.Name)
 		}
 	}
 	log.LogAttrs(context.Background(), level, "visitor not let in",
@@ -210,7 +239,7 @@ func (v *visit) logEnd() {
 	state := v.tls.ConnectionState()
 	v.door.log.LogAttrs(context.Background(), slog.LevelInfo, "visit ended",
 		slog.String("host", v.visitor.Host), slog.String("remote", v.visitor.Remote.String()),
-		slog.String("device", v.device.Name), slog.String("denied", v.denial),
+		slog.String("device", v.who()), slog.String("denied", v.denial),
 		slog.String("tls", tls.VersionName(state.Version)), slog.Bool("resumed", state.DidResume),
 		slog.String("proto", state.NegotiatedProtocol), slog.Int64("requests", v.requests.Load()),
 		slog.Duration("took", time.Since(v.start)))

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"strings"
@@ -107,13 +108,34 @@ func (w *world) h2(sni string, cert *tls.Certificate, fields map[string]string, 
 	conn, err := w.dial(w.clientTLS(sni, cert, "h2"))
 	ok(w.t, err)
 	defer conn.Close()
+	if fields == nil {
+		fields = map[string]string{}
+	}
+	if _, ok := fields[":authority"]; !ok {
+		fields = maps.Clone(fields)
+		fields[":authority"] = sni
+	}
+	status, goaway, _ = h2Request(conn, fields, extra...)
+	return status, goaway
+}
+
+// h2Once asks for a host over h2; an error only when no status came.
+func h2Once(conn *tls.Conn, host string, extra []hpack.HeaderField) (int, error) {
+	status, _, err := h2Request(conn, map[string]string{":authority": host}, extra...)
+	if status != 0 {
+		err = nil
+	}
+	return status, err
+}
+
+func h2Request(conn *tls.Conn, fields map[string]string, extra ...hpack.HeaderField) (status int, goaway bool, err error) {
 	io.WriteString(conn, http2.ClientPreface)
 	fr := http2.NewFramer(conn, conn)
 	fr.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
 	fr.WriteSettings()
 	var block strings.Builder
 	enc := hpack.NewEncoder(&block)
-	for _, f := range []struct{ name, value string }{{":method", "GET"}, {":scheme", "https"}, {":authority", sni}, {":path", "/"}} {
+	for _, f := range []struct{ name, value string }{{":method", "GET"}, {":scheme", "https"}, {":authority", ""}, {":path", "/"}} {
 		if v, ok := fields[f.name]; ok {
 			f.value = v
 		}
@@ -129,7 +151,7 @@ func (w *world) h2(sni string, cert *tls.Certificate, fields map[string]string, 
 	for {
 		f, err := fr.ReadFrame()
 		if err != nil {
-			return status, goaway
+			return status, goaway, err
 		}
 		switch f := f.(type) {
 		case *http2.MetaHeadersFrame:
@@ -143,7 +165,7 @@ func (w *world) h2(sni string, cert *tls.Certificate, fields map[string]string, 
 			goaway = true
 		}
 		if done && (goaway || status == 200) {
-			return status, goaway
+			return status, goaway, nil
 		}
 		if done { // GOAWAY may still come
 			conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond))

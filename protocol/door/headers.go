@@ -1,6 +1,7 @@
 package door
 
 import (
+	"crypto/x509"
 	"encoding/base64"
 	"net/http"
 	"net/netip"
@@ -46,7 +47,7 @@ func stripIdentity(h http.Header) {
 
 // setIdentity says who asks. It runs after stripIdentity and after
 // ReverseProxy removed what the visitor's Connection header names.
-func setIdentity(h http.Header, v Visitor, host, proto, port, prefix string) {
+func setIdentity(h http.Header, v Visitor, host, proto, port, prefix string, remoteUser bool) {
 	h.Set("X-Forwarded-Proto", proto)
 	h.Set("X-Forwarded-Host", host)
 	if port != "" {
@@ -66,9 +67,25 @@ func setIdentity(h http.Header, v Visitor, host, proto, port, prefix string) {
 		return
 	}
 	h.Set("Sallyport-Device", headerName(*v.Device))
-	if v.Device.Cert != nil {
-		h.Set("Client-Cert", ":"+base64.StdEncoding.EncodeToString(v.Device.Cert.Raw)+":") // RFC 9440 §2.2
+	if remoteUser {
+		h.Set("Remote-User", headerName(*v.Device))
 	}
+	if v.Device.Cert == nil {
+		return
+	}
+	h.Set("Client-Cert", byteSequence(v.Device.Cert)) // RFC 9440 §2.2
+	if len(v.Device.Chain) > 0 {
+		chain := make([]string, len(v.Device.Chain))
+		for i, c := range v.Device.Chain {
+			chain[i] = byteSequence(c)
+		}
+		h.Set("Client-Cert-Chain", strings.Join(chain, ", ")) // RFC 9440 §2.3
+	}
+}
+
+// byteSequence is a certificate as a structured field (RFC 8941 §3.3.5).
+func byteSequence(c *x509.Certificate) string {
+	return ":" + base64.StdEncoding.EncodeToString(c.Raw) + ":"
 }
 
 // forwardedNode is an address as RFC 7239 §6 wants it.

@@ -1,6 +1,7 @@
 package door
 
 import (
+	"crypto/x509"
 	"encoding/base64"
 	"io"
 	"net"
@@ -23,7 +24,7 @@ var spoofs = []string{
 	"X-SSL-Client-Cert", "X-Ssl-Verify", "x_ssl_client_s_dn", "X-Forwarded-Tls-Client-Cert", "X-Forwarded-Tls-Client-Cert-Info",
 	"Sallyport-Device", "Sallyport_Device", "Sallyport-Anything", "X-Forwarded-For", "X_Forwarded_For", "X-Forwarded-Host",
 	"X-Forwarded-Proto", "X-Forwarded-Port", "X-Forwarded-User", "X-Forwarded-Prefix", "Forwarded", "X-Real-IP", "X_Real_IP",
-	"True-Client-IP", "True_Client_Ip", "Remote-User", "Remote_Groups", "remote_user", "X-Remote-User", "X_Remote_User",
+	"True-Client-IP", "True_Client_Ip", "Remote-User", "Remote_Groups", "remote_user", "REMOTE-USER", "Remote_User", "Client_Cert_Chain", "client-cert_chain", "X-Remote-User", "X_Remote_User",
 	"X-WebAuth-User", "X_WEBAUTH_USER", "X-Original-URL", "X-Rewrite-URL", "Proxy",
 	"X-Forwarded", "x_forwarded", "X-Client-Id", "X-Client-IP", "X_Client_Cert", "X-Proxyuser-Ip", "X-Original-Method",
 }
@@ -32,10 +33,14 @@ func TestSpoofedHeaders(t *testing.T) {
 	w := newWorld(t, nil)
 	got := make(chan *http.Request, 1)
 	w.site("pub.test", None, w.proxyTo(mirror(got), nil))
-	w.site("door.test", Require, w.proxyTo(mirror(got), func(b *Backend) { b.ExternalPort = "8443" }))
+	w.site("door.test", Require, w.proxyTo(mirror(got), func(b *Backend) { b.ExternalPort, b.RemoteUser = "8443", true }))
+	w.site("plain.test", Ask, w.proxyTo(mirror(got), nil))
+	w.site("tv.test", Token, w.proxyTo(mirror(got), func(b *Backend) { b.RemoteUser = true }))
+	w.token("tv.test", tv, Device{ID: "tv", Name: "tv"})
 	cert := ":" + base64.StdEncoding.EncodeToString(w.phone.Leaf.Raw) + ":"
+	chain := ":" + base64.StdEncoding.EncodeToString(w.devices.cert.Raw) + ":"
 
-	for _, host := range []string{"pub.test", "door.test"} {
+	for _, host := range []string{"pub.test", "door.test", "plain.test", "tv.test"} {
 		for _, kind := range []string{"header", "connection", "trailer", "h2", "h2 trailer"} {
 			for _, name := range spoofs {
 				var res *http.Response
@@ -46,10 +51,13 @@ func TestSpoofedHeaders(t *testing.T) {
 					req.Header[name] = []string{"spoofed"}
 				case "connection":
 					req.Header[name] = []string{"spoofed"}
-					req.Header.Set("Connection", "close, "+name+", Client-Cert, Sallyport-Device, X-Forwarded-For, X-Real-Ip, Forwarded")
+					req.Header.Set("Connection", "close, "+name+", Client-Cert, Client-Cert-Chain, Remote-User, Sallyport-Device, X-Forwarded-For, X-Real-Ip, Forwarded")
 				default:
 					req.Body, req.ContentLength = io.NopCloser(strings.NewReader("x")), -1
 					req.Trailer = http.Header{name: {"spoofed"}, "X-Sum": {"fine"}}
+				}
+				if host == "tv.test" {
+					req.Header.Set("Authorization", "Bearer "+tv)
 				}
 				res, err = w.client(host, w.phone, strings.HasPrefix(kind, "h2")).Do(req)
 				ok(t, err)
@@ -64,10 +72,15 @@ func TestSpoofedHeaders(t *testing.T) {
 				}
 				want := map[string]string{
 					"X-Forwarded-For": "127.0.0.1", "X-Real-Ip": "127.0.0.1", "X-Forwarded-Proto": "https", "X-Forwarded-Host": host,
-					"Forwarded": "for=127.0.0.1;host=" + host + ";proto=https", "Client-Cert": "", "Sallyport-Device": "", "X-Forwarded-Port": "",
+					"Forwarded": "for=127.0.0.1;host=" + host + ";proto=https", "Client-Cert": "", "Client-Cert-Chain": "", "Sallyport-Device": "", "Remote-User": "", "X-Forwarded-Port": "", "Authorization": "",
 				}
-				if host == "door.test" {
-					want["Client-Cert"], want["Sallyport-Device"], want["X-Forwarded-Port"] = cert, "phone", "8443"
+				switch host {
+				case "door.test":
+					want["Client-Cert"], want["Client-Cert-Chain"], want["Sallyport-Device"], want["Remote-User"], want["X-Forwarded-Port"] = cert, chain, "phone", "phone", "8443"
+				case "plain.test":
+					want["Client-Cert"], want["Client-Cert-Chain"], want["Sallyport-Device"] = cert, chain, "phone"
+				case "tv.test":
+					want["Sallyport-Device"], want["Remote-User"] = "tv", "tv"
 				}
 				for k, v := range want {
 					if have := strings.Join(r.Header.Values(k), "|"); have != v {
@@ -87,8 +100,9 @@ func TestSpoofedHeaders(t *testing.T) {
 
 func TestForwardedForIPv6(t *testing.T) {
 	h := http.Header{}
-	setIdentity(h, Visitor{Remote: netip.MustParseAddrPort("[2001:db8::1%eth0]:1234")}, "ha.test:8443", "https", "", "/lamp/")
+	setIdentity(h, Visitor{Remote: netip.MustParseAddrPort("[2001:db8::1%eth0]:1234")}, "ha.test:8443", "https", "", "/lamp/", false)
 	for k, want := range map[string]string{
+		"Remote-User": "", "Client-Cert": "", "Client-Cert-Chain": "",
 		"Forwarded": `for="[2001:db8::1]";host="ha.test:8443";proto=https`, "X-Forwarded-For": "2001:db8::1", "X-Forwarded-Prefix": "/lamp",
 	} {
 		if got := h.Get(k); got != want {
@@ -174,4 +188,30 @@ func TestBackendCannotSwitchProtocols(t *testing.T) {
 	if got := w.raw("pub.test", nil, "GET / HTTP/1.1\r\nHost: pub.test\r\nConnection: close\r\n\r\n"); strings.Count(got, " 103 ") > maxInformational || strings.Contains(got, " 200 ") {
 		t.Errorf("%d informational answers", strings.Count(got, " 103 "))
 	}
+}
+
+// The chain is a list of byte sequences in the order of TLS, without the
+// visitor's own certificate (RFC 9440 §2.3).
+func TestClientCertChain(t *testing.T) {
+	a, b := newAuthority(t, "a"), newAuthority(t, "b")
+	phone := a.device("phone", nil)
+	h := http.Header{}
+	setIdentity(h, Visitor{Device: &Device{ID: "id", Cert: phone.Leaf, Chain: []*x509.Certificate{a.cert, b.cert}}}, "ha.test", "https", "", "", true)
+	list := strings.Split(h.Get("Client-Cert-Chain"), ", ")
+	if len(list) != 2 || h.Get("Remote-User") != "id" {
+		t.Fatal(h)
+	}
+	for i, want := range []*x509.Certificate{a.cert, b.cert} {
+		der, err := base64.StdEncoding.DecodeString(strings.Trim(list[i], ":"))
+		if err != nil || len(list[i]) < 2 || list[i][0] != ':' || !want.Equal(mustParse(t, der)) {
+			t.Errorf("certificate %d: %v", i, err)
+		}
+	}
+}
+
+func mustParse(t *testing.T, der []byte) *x509.Certificate {
+	t.Helper()
+	c, err := x509.ParseCertificate(der)
+	ok(t, err)
+	return c
 }

@@ -24,27 +24,37 @@ func (d *Door) enter(v *visit) bool {
 // Disconnect and Recheck see it.
 func (d *Door) index(v *visit) {
 	v.settled.Store(true)
-	if v.device.ID == "" {
-		return
+	if v.device.ID != "" {
+		d.file(v, v.device.ID)
 	}
+}
+
+// file puts a visit under a device. It may stand under several: requests with
+// different secrets can share a connection.
+func (d *Door) file(v *visit, deviceID string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	set := d.byDevice[v.device.ID]
+	set := d.byDevice[deviceID]
 	if set == nil {
 		set = make(map[*visit]struct{})
-		d.byDevice[v.device.ID] = set
+		d.byDevice[deviceID] = set
 	}
 	set[v] = struct{}{}
 }
 
 func (d *Door) leave(v *visit) {
+	ids := []string{v.device.ID}
+	for _, h := range v.held() {
+		ids = append(ids, h.device.ID)
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.visits, v)
-	if set := d.byDevice[v.device.ID]; set != nil {
+	for _, id := range ids {
+		set := d.byDevice[id]
 		delete(set, v)
 		if len(set) == 0 {
-			delete(d.byDevice, v.device.ID)
+			delete(d.byDevice, id)
 		}
 	}
 	d.noteEmpty()
@@ -144,15 +154,19 @@ func (d *Door) Close() error {
 }
 
 // Audit events.
-const eventRefused = "device.refused"
+const (
+	eventRefused = "device.refused"
+	// eventGuessing: a source has used up its wrong secrets at token sites.
+	eventGuessing = "token.guessing"
+)
 
 // refused tells the audit log of a device that may not come in, once per
 // connection.
-func (v *visit) refused(denial string) {
+func (v *visit) refused(denial, device string) {
 	if v.door.cfg.Audit == nil || denial == DeniedMissing || v.audited.Swap(true) {
 		return
 	}
 	v.door.cfg.Audit(eventRefused,
 		slog.String("host", v.visitor.Host), slog.String("reason", denial),
-		slog.String("device", v.device.Name), slog.String("remote", v.visitor.Remote.String()))
+		slog.String("device", device), slog.String("remote", v.visitor.Remote.String()))
 }

@@ -58,6 +58,11 @@ func (p *page) write(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// unknownPage is all that a token site says without a good secret: the same
+// bytes for every reason, nothing that names anybody, and a connection for
+// every try.
+var unknownPage = page{status: http.StatusNotFound, title: "Nothing here", text: "No service has this address.", close: true}
+
 // deniedPage tells a visitor of an ask site what is wrong and what to do. It
 // is 401, not 403: iOS takes 403 for "this certificate is bad".
 func deniedPage(denial string) *page {

@@ -45,7 +45,7 @@ func (p *paths) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		if len(raw) < len(prefix) {
-			redirectInto(w, prefix, r.URL)
+			redirectInto(w, beforePath(r)+prefix[1:], r.URL)
 			return
 		}
 		p.routes[prefix].ServeHTTP(w, r)

@@ -36,7 +36,7 @@ func (v *visit) greet(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		return refusal(), nil
 	}
 	site, ok := v.door.cfg.Lookup(name)
-	if !ok || !site.valid() {
+	if !ok || !v.door.serves(site) {
 		return refusal(), nil
 	}
 	v.visitor.Host, v.site = name, site
@@ -89,7 +89,7 @@ func (v *visit) config() *tls.Config {
 		// crypto/tls must not judge: its verdict would be a browser error, not a
 		// page. It still proves that the visitor holds the key.
 		c.ClientAuth, c.ClientCAs = tls.RequestClientCert, d.cfg.ClientCAs
-	case None:
+	case None, Token:
 		c.MinVersion, c.CipherSuites = tls.VersionTLS12, slices.Clone(aeadSuites)
 	}
 	return c
@@ -101,7 +101,7 @@ func (v *visit) verify(cs tls.ConnectionState) error {
 	if name, err := names.Canonical(cs.ServerName); err != nil || name != v.visitor.Host {
 		return errOtherName
 	}
-	if v.site.Mode == None {
+	if !v.site.Mode.asks() {
 		return nil
 	}
 	v.judge(cs)
@@ -115,7 +115,7 @@ func (v *visit) verify(cs tls.ConnectionState) error {
 // phone that enrolled a minute ago would meet the page again, because a
 // resumed session never asks for the new certificate.
 func (v *visit) mayResume(cs tls.ConnectionState) bool {
-	if v.site.Mode == None {
+	if !v.site.Mode.asks() {
 		return true
 	}
 	v.judge(cs)
@@ -134,57 +134,80 @@ func (v *visit) judge(cs tls.ConnectionState) {
 	}
 	leaf := cs.PeerCertificates[0]
 	now := v.door.cfg.Now()
-	if v.denial = v.door.verifyLeaf(leaf, now); v.denial != "" {
+	issuer, denial := v.door.verifyLeaf(leaf, now)
+	if v.denial = denial; denial != "" {
 		return
 	}
-	v.leaf = leaf
-	dev, denial := v.door.check(leaf, v.visitor.Host, now)
-	dev.Cert = leaf
+	v.leaf, v.chain = leaf, []*x509.Certificate{issuer}
+	dev, denial := v.check(now)
+	v.until.Store(unixNano(dev.Until))
 	v.device, v.denial = dev, denial
 	if denial == "" {
 		v.visitor.Device = &v.device
 	}
 }
 
-// check asks the owner of the device list. A device without an identity could
-// not be disconnected, so it is nobody.
-func (d *Door) check(leaf *x509.Certificate, host string, now time.Time) (Device, string) {
-	if now.After(leaf.NotAfter) || now.Before(leaf.NotBefore) {
+// check asks the owner of the device list about the visitor's certificate,
+// whose signature is known to be good.
+func (v *visit) check(now time.Time) (Device, string) {
+	if now.After(v.leaf.NotAfter) || now.Before(v.leaf.NotBefore) {
 		return Device{}, DeniedExpired
 	}
-	dev, denial := d.cfg.Check(leaf, host, now)
-	if denial == "" && dev.ID == "" {
-		denial = DeniedUnknown
+	dev, denial := v.door.cfg.Check(v.leaf, v.visitor.Host, now)
+	dev.Cert, dev.Chain = v.leaf, v.chain
+	return dev, stricter(dev, denial, now)
+}
+
+// stricter refuses what a list of devices let pass: one whose time is over,
+// and one without an identity, which nobody could disconnect.
+func stricter(dev Device, denial string, now time.Time) string {
+	switch {
+	case denial != "":
+		return denial
+	case dev.ID == "":
+		return DeniedUnknown
+	case !dev.Until.IsZero() && !now.Before(dev.Until):
+		return DeniedExpired
 	}
-	return dev, denial
+	return ""
 }
 
 // verifyLeaf checks what does not depend on the device list: that one of our
 // CAs itself signed the certificate, for clients, and its dates. Intermediate
 // certificates that the visitor sent are not looked at.
-func (d *Door) verifyLeaf(leaf *x509.Certificate, now time.Time) string {
+func (d *Door) verifyLeaf(leaf *x509.Certificate, now time.Time) (issuer *x509.Certificate, denial string) {
 	if leaf.IsCA || !slices.Contains(leaf.ExtKeyUsage, x509.ExtKeyUsageClientAuth) {
-		return DeniedUnknown
+		return nil, DeniedUnknown
 	}
 	if key, ok := leaf.PublicKey.(*rsa.PublicKey); ok && key.N.BitLen() > 8192 {
-		return DeniedUnknown
+		return nil, DeniedUnknown
 	}
-	if d.chains(leaf, now) {
-		return ""
+	if issuer := d.issuer(leaf, now); issuer != nil {
+		return issuer, ""
 	}
 	// Ours, but not now? Then the page may say so.
-	if now.After(leaf.NotAfter) && d.chains(leaf, leaf.NotAfter) ||
-		now.Before(leaf.NotBefore) && d.chains(leaf, leaf.NotBefore) {
-		return DeniedExpired
+	if now.After(leaf.NotAfter) && d.issuer(leaf, leaf.NotAfter) != nil ||
+		now.Before(leaf.NotBefore) && d.issuer(leaf, leaf.NotBefore) != nil {
+		return nil, DeniedExpired
 	}
-	return DeniedUnknown
+	return nil, DeniedUnknown
 }
 
-func (d *Door) chains(leaf *x509.Certificate, at time.Time) bool {
+// issuer returns the CA that itself signed a certificate which is good at a
+// time; nil: none of ours did.
+func (d *Door) issuer(leaf *x509.Certificate, at time.Time) *x509.Certificate {
 	chains, err := leaf.Verify(x509.VerifyOptions{
 		Roots:       d.cfg.ClientCAs,
 		CurrentTime: at,
 		KeyUsages:   []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	})
-	return err == nil && slices.ContainsFunc(chains, func(c []*x509.Certificate) bool { return len(c) == 2 })
+	if err != nil {
+		return nil
+	}
+	for _, chain := range chains {
+		if len(chain) == 2 {
+			return chain[1]
+		}
+	}
+	return nil
 }

@@ -43,6 +43,10 @@ type Backend struct {
 	// ExternalPort is the port that visitors use, for X-Forwarded-Port. Empty:
 	// the header is not set.
 	ExternalPort string
+	// RemoteUser names the visitor's device in Remote-User too, for services
+	// that sign in whom a proxy names so. Without a verified device there is no
+	// such header.
+	RemoteUser bool
 }
 
 const (
@@ -130,7 +134,8 @@ func (p *Proxy) Close() error {
 type exchange struct {
 	in        *http.Request
 	visitor   Visitor
-	path      string // what the backend is asked for, raw, without the prefix
+	path      string    // what the backend is asked for, raw, without the prefix
+	secret    *stripped // came with a secret; nil: not from a token site
 	websocket bool
 	key       string // Sec-WebSocket-Key
 	body      *requestBody
@@ -142,6 +147,9 @@ func exchangeOf(r *http.Request) *exchange { return r.Context().Value(exchangeKe
 
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x := &exchange{in: r}
+	if x.secret, _ = r.Context().Value(secretKey).(*stripped); x.secret != nil {
+		w.Header().Del("Referrer-Policy") // modifyResponse sets it, and pages do
+	}
 	var ok bool
 	if x.visitor, ok = VisitorFrom(r.Context()); !ok {
 		x.visitor.Remote, _ = netip.ParseAddrPort(r.RemoteAddr)
@@ -215,7 +223,7 @@ func (p *Proxy) rewrite(pr *httputil.ProxyRequest) {
 	if in.TLS == nil {
 		proto = "http"
 	}
-	setIdentity(out.Header, x.visitor, out.Host, proto, p.backend.ExternalPort, p.prefix)
+	setIdentity(out.Header, x.visitor, out.Host, proto, p.backend.ExternalPort, p.prefix, p.backend.RemoteUser)
 
 	if !x.websocket {
 		out.Header.Del("Upgrade") // h2c and whatever else would be a tunnel past the gate
@@ -247,16 +255,20 @@ func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { retur
 
 // cleanEarly cleans 1xx responses. It has to be the innermost trace: then it
 // runs before the one with which ReverseProxy passes them on.
-func cleanEarly(_ int, h textproto.MIMEHeader) error {
+func (x *exchange) cleanEarly(_ int, h textproto.MIMEHeader) error {
 	h.Del("Alt-Svc")
+	if x.secret != nil {
+		h.Set("Referrer-Policy", "no-referrer") // what is preloaded must not hear of the secret either
+	}
 	return nil
 }
 
 func (p *Proxy) roundTrip(r *http.Request) (*http.Response, error) {
 	// WithClientTrace writes into the trace: every request needs its own.
-	early := &httptrace.ClientTrace{Got1xxResponse: cleanEarly}
+	x := exchangeOf(r)
+	early := &httptrace.ClientTrace{Got1xxResponse: x.cleanEarly}
 	r = r.WithContext(httptrace.WithClientTrace(r.Context(), early))
-	if exchangeOf(r).websocket {
+	if x.websocket {
 		return p.upgrade.RoundTrip(r)
 	}
 	return p.main.RoundTrip(r)
@@ -273,6 +285,9 @@ func (p *Proxy) modifyResponse(res *http.Response) error {
 	res.Header.Del("Alt-Svc") // HTTP/3 carries no client certificates
 	if p.prefix != "" {
 		mapBack(res.Header, p.prefix, x.path, x.in.Host)
+	}
+	if x.secret != nil {
+		x.secret.putBack(res.Header, x.in)
 	}
 	return nil
 }

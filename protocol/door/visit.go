@@ -58,6 +58,7 @@ type visit struct {
 	site    *Site
 	visitor Visitor
 	leaf    *x509.Certificate // signed by our CA; nil otherwise
+	chain   []*x509.Certificate
 	device  Device
 	denial  string
 	judged  bool
@@ -68,12 +69,15 @@ type visit struct {
 	lastSeen atomic.Int64 // unix seconds
 	audited  atomic.Bool  // a refusal was written down
 	settled  atomic.Bool  // the handshake is done: what it wrote may be read
+	until    atomic.Int64 // the device's Until at the last look, see unixNano
 
 	mu      sync.Mutex // guards what follows
 	running int        // handlers
 	ended   bool
 	second  time.Time     // since when cancels counts
 	cancels int           // requests that the visitor cancelled in that second
+	holders []*holder     // whose secrets came over this connection
+	watch   *time.Timer   // looks when the next right ends; nil: there is none
 	idle    chan struct{} // closed when ended and no handler runs
 }
 
@@ -122,9 +126,9 @@ func (d *Door) ServeConn(ctx context.Context, c net.Conn) {
 	}
 	if v.visitor.Device != nil {
 		v.seen()
-		expiry := time.AfterFunc(v.leaf.NotAfter.Sub(d.cfg.Now()), func() { v.abort(protocol.CodeRevoked) })
-		defer expiry.Stop()
 	}
+	v.rewatch()
+	defer v.unwatch()
 	if v.site.Raw != nil {
 		v.serveRaw()
 	} else {
@@ -140,7 +144,7 @@ func (d *Door) ServeConn(ctx context.Context, c net.Conn) {
 }
 
 func (v *visit) serveRaw() {
-	if v.denial != "" && v.site.Mode != None {
+	if v.denial != "" && v.site.Mode.asks() {
 		return // ask: there is no page to show on a raw connection
 	}
 	v.wire.raw.Store(true)
@@ -215,31 +219,39 @@ func (v *visit) stands() bool {
 	if site, ok := v.door.cfg.Lookup(v.visitor.Host); !ok || !v.sameSite(site) {
 		return false
 	}
-	if v.site.Mode == None || v.denial != "" {
+	if v.site.Mode == Token {
+		return v.holdersStand()
+	}
+	if !v.site.Mode.asks() || v.denial != "" {
 		return true // a denied visitor of an ask site keeps his page
 	}
-	return v.authorise() == ""
+	_, denial := v.authorise()
+	return denial == ""
 }
 
 // sameSite reports whether a site that was looked up now is what the
 // handshake agreed to.
 func (v *visit) sameSite(s *Site) bool {
-	return s.valid() && s.Policy == v.site.Policy && s.Mode == v.site.Mode && (s.Raw == nil) == (v.site.Raw == nil)
+	return v.door.serves(s) && s.Policy == v.site.Policy && s.Mode == v.site.Mode && (s.Raw == nil) == (v.site.Raw == nil)
 }
 
-// authorise judges the device again, now.
-func (v *visit) authorise() string {
-	if v.site.Mode == None {
-		return ""
+// authorise judges the certificate's device again, now, and returns it as it
+// is now.
+func (v *visit) authorise() (Device, string) {
+	if !v.site.Mode.asks() {
+		return Device{}, ""
 	}
 	if v.leaf == nil || v.denial != "" {
-		return v.denial
+		return Device{}, v.denial
 	}
-	dev, denial := v.door.check(v.leaf, v.visitor.Host, v.door.cfg.Now())
+	dev, denial := v.check(v.door.cfg.Now())
 	if denial == "" && dev.ID != v.device.ID {
-		return DeniedUnknown // the index has it under another name
+		denial = DeniedUnknown // the index has it under another name
 	}
-	return denial
+	if until := unixNano(dev.Until); denial == "" && v.until.Swap(until) != until {
+		v.rewatch()
+	}
+	return dev, denial
 }
 
 func (v *visit) seen() {
@@ -315,12 +327,10 @@ func addrPort(a net.Addr) netip.AddrPort {
 }
 
 // linger lets the visitor read the alert: with TLS 1.3 its first request is on
-// its way already, and closing a socket that has unread bytes sends RST.
+// its way already, and closing a socket that has unread bytes sends RST. Our
+// FIN waits, too: Chromium takes a connection that has ended before it looks
+// for one that broke, and then does not tell its user about the certificate.
 func linger(c net.Conn) {
-	half, ok := c.(interface{ CloseWrite() error })
-	if !ok || half.CloseWrite() != nil {
-		return
-	}
 	c.SetDeadline(time.Now().Add(time.Second))
 	_, _ = io.CopyN(io.Discard, c, 256<<10)
 }

@@ -118,7 +118,36 @@ type world struct {
 	mu     sync.Mutex
 	sites  map[string]*Site // by pattern
 	denied map[string]string
-	home   int // requests that reached any home
+	tokens map[string]Device // by host and secret; denied holds by ID
+	until  time.Time         // of every certificate's device
+	admin  bool              // likewise
+	home   int               // requests that reached any home
+}
+
+// tv is a device of tv.test that holds a secret.
+const tv = "TVTVTVTVTVTVTVTVTVTVTVTVTV"
+
+// token gives a device a secret for a host.
+func (w *world) token(host, secret string, dev Device) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.tokens[host+" "+secret] = dev
+}
+
+func (w *world) checkToken(host, secret string, _ time.Time) (Device, string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	dev, ok := w.tokens[host+" "+secret]
+	if !ok {
+		return Device{}, DeniedUnknown
+	}
+	return dev, w.denied[dev.ID]
+}
+
+func (w *world) set(change func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	change()
 }
 
 func (w *world) reached() int {
@@ -161,18 +190,18 @@ func (w *world) check(leaf *x509.Certificate, host string, now time.Time) (Devic
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	id := deviceID(leaf)
-	return Device{ID: id, Name: leaf.Subject.CommonName}, w.denied[id]
+	return Device{ID: id, Name: leaf.Subject.CommonName, Until: w.until, Admin: w.admin}, w.denied[id]
 }
 
 // newWorld starts a door; edit may change its configuration.
 func newWorld(t testing.TB, edit func(*Config)) *world {
 	w := &world{
 		t: t, devices: newAuthority(t, "devices"), public: newAuthority(t, "public"),
-		sites: map[string]*Site{}, denied: map[string]string{},
+		sites: map[string]*Site{}, denied: map[string]string{}, tokens: map[string]Device{},
 	}
 	w.phone = w.devices.device("phone", nil)
 	cfg := Config{
-		Lookup: w.lookup, ClientCAs: w.devices.pool(), Check: w.check,
+		Lookup: w.lookup, ClientCAs: w.devices.pool(), Check: w.check, CheckToken: w.checkToken,
 		HandshakeTimeout: 5 * time.Second, Linger: 10 * time.Millisecond,
 	}
 	if edit != nil {
