@@ -9,6 +9,19 @@
 //	st, err := c.Status(ctx)
 //
 // Every answer is one JSON object with "schema":1; every error is an Error.
+//
+// The dashboard shows the same as web pages, through up to three doors: a unix
+// socket beside the other for ssh -L, a loopback port behind a one-time login
+// link, and admin.DOMAIN for devices that are marked as administrators:
+//
+//	l, err := admin.ListenDashboard(data)
+//	go admin.ServeDashboard(ctx, l, admin.NewDashboard(admin.DashboardConfig{
+//		API: api, Audit: log.Last, Record: log.Event, Changes: bell.Listen, Hosts: admin.LocalHosts,
+//	}), logger)
+//
+// Its pages are HTML with plain forms; a script of a few lines renews them
+// when an event stream says so. Forms of other sites, other names for the same
+// address, and whatever is not written in the policy are refused.
 package admin
 
 import (
@@ -53,6 +66,19 @@ type API struct {
 	Hosts        func(ctx context.Context) ([]Host, error)
 	ReleaseHost  func(ctx context.Context, host string) error
 	Reload       func(ctx context.Context) (Reloaded, error)
+
+	// Enrolment and rights.
+	Invite         func(ctx context.Context, q InviteRequest) (Invite, error)
+	AddTokenDevice func(ctx context.Context, q TokenDeviceRequest) (TokenDevice, error)
+	ChangeDevice   func(ctx context.Context, name string, c DeviceChange) (Device, error)
+	Requests       func(ctx context.Context) ([]EnrolRequest, error) // that wait for the owner
+	Approve        func(ctx context.Context, idOrName string) (EnrolRequest, error)
+	Deny           func(ctx context.Context, idOrName string) (EnrolRequest, error)
+
+	// Public certificates, and the dashboard's doors.
+	Certificates     func(ctx context.Context) ([]PublicCert, error)
+	RetryCertificate func(ctx context.Context, host string) error
+	Dashboard        func(ctx context.Context) (DashboardInfo, error)
 }
 
 // Config is what a Server needs.
@@ -105,19 +131,9 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		MaxHeaderBytes:    16 << 10,
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- srv.Serve(l) }()
-	select {
-	case err := <-ended:
+	if err := serveUntil(ctx, srv, l); err != nil {
 		return fmt.Errorf("admin socket: %w", err)
-	case <-ctx.Done():
 	}
-	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
-	defer cancel()
-	if srv.Shutdown(last) != nil {
-		srv.Close()
-	}
-	<-ended
 	return nil
 }
 
@@ -136,6 +152,15 @@ func (s *Server) Handler() http.Handler {
 	onName(mux, "/v1/devices/{name}/revoke", a.RevokeDevice)
 	onName(mux, "/v1/agents/{name}/revoke", a.RevokeAgent)
 	onName(mux, "/v1/hosts/{name}/release", noOutput(a.ReleaseHost))
+	post(mux, "/v1/invites", a.Invite)
+	post(mux, "/v1/token-devices", a.AddTokenDevice)
+	onNameWith(mux, "/v1/devices/{name}/change", a.ChangeDevice)
+	get(mux, "/v1/requests", list(a.Requests, func(l []EnrolRequest) any { return requestList{l} }))
+	onName(mux, "/v1/requests/{name}/approve", a.Approve)
+	onName(mux, "/v1/requests/{name}/deny", a.Deny)
+	get(mux, "/v1/certificates", list(a.Certificates, func(l []PublicCert) any { return certList{l} }))
+	onName(mux, "/v1/certificates/{name}/retry", noOutput(a.RetryCertificate))
+	post(mux, "/v1/dashboard", noInput(a.Dashboard))
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		fail(w, &Error{Code: CodeNotFound, Message: "no such command: " + r.Method + " " + r.URL.Path, Hint: "relay and command line may be of different versions: run both from the same binary"})
 	})
@@ -189,17 +214,25 @@ func post[In, Out any](mux *http.ServeMux, path string, do func(context.Context,
 }
 
 func onName[Out any](mux *http.ServeMux, path string, do func(context.Context, string) (Out, error)) {
+	if do == nil {
+		onNameWith[struct{}, Out](mux, path, nil)
+		return
+	}
+	onNameWith(mux, path, func(ctx context.Context, name string, _ struct{}) (Out, error) { return do(ctx, name) })
+}
+
+func onNameWith[In, Out any](mux *http.ServeMux, path string, do func(context.Context, string, In) (Out, error)) {
 	mux.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) {
-		var none struct{}
+		var in In
 		if do == nil {
 			fail(w, errUnavailable)
 			return
 		}
-		if err := readJSON(r, &none); err != nil {
+		if err := readJSON(r, &in); err != nil {
 			fail(w, err)
 			return
 		}
-		out, err := do(r.Context(), r.PathValue("name"))
+		out, err := do(r.Context(), r.PathValue("name"), in)
 		answer(w, out, err)
 	})
 }
@@ -225,6 +258,9 @@ func noInput[Out any](do func(context.Context) (Out, error)) func(context.Contex
 }
 
 func noOutput(do func(context.Context, string) error) func(context.Context, string) (struct{}, error) {
+	if do == nil {
+		return nil
+	}
 	if do == nil {
 		return nil
 	}

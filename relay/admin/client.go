@@ -95,6 +95,55 @@ func (c *Client) Reload(ctx context.Context) (Reloaded, error) {
 	return call[Reloaded](ctx, c, http.MethodPost, "/v1/reload", struct{}{})
 }
 
+// Invite makes a one-time enrolment link.
+func (c *Client) Invite(ctx context.Context, q InviteRequest) (Invite, error) {
+	return call[Invite](ctx, c, http.MethodPost, "/v1/invites", q)
+}
+
+// AddTokenDevice makes a secret for a visitor that cannot hold a certificate.
+func (c *Client) AddTokenDevice(ctx context.Context, q TokenDeviceRequest) (TokenDevice, error) {
+	return call[TokenDevice](ctx, c, http.MethodPost, "/v1/token-devices", q)
+}
+
+// ChangeDevice changes a device's rights, at once for its live connections.
+func (c *Client) ChangeDevice(ctx context.Context, name string, d DeviceChange) (Device, error) {
+	return call[Device](ctx, c, http.MethodPost, "/v1/devices/"+url.PathEscape(name)+"/change", d)
+}
+
+// Requests lists the devices that wait for the owner.
+func (c *Client) Requests(ctx context.Context) ([]EnrolRequest, error) {
+	l, err := call[requestList](ctx, c, http.MethodGet, "/v1/requests", nil)
+	return l.Requests, err
+}
+
+// Approve lets a waiting device in, by its request's ID or its name.
+func (c *Client) Approve(ctx context.Context, idOrName string) (EnrolRequest, error) {
+	return call[EnrolRequest](ctx, c, http.MethodPost, "/v1/requests/"+url.PathEscape(idOrName)+"/approve", struct{}{})
+}
+
+// Deny turns a waiting device away, by its request's ID or its name.
+func (c *Client) Deny(ctx context.Context, idOrName string) (EnrolRequest, error) {
+	return call[EnrolRequest](ctx, c, http.MethodPost, "/v1/requests/"+url.PathEscape(idOrName)+"/deny", struct{}{})
+}
+
+// Certificates lists how the hosts' public certificates stand.
+func (c *Client) Certificates(ctx context.Context) ([]PublicCert, error) {
+	l, err := call[certList](ctx, c, http.MethodGet, "/v1/certificates", nil)
+	return l.Certificates, err
+}
+
+// RetryCertificate asks for a host's public certificate now instead of at the
+// next turn.
+func (c *Client) RetryCertificate(ctx context.Context, host string) error {
+	_, err := call[struct{}](ctx, c, http.MethodPost, "/v1/certificates/"+url.PathEscape(host)+"/retry", struct{}{})
+	return err
+}
+
+// Dashboard makes a one-time login link and says where the dashboard is.
+func (c *Client) Dashboard(ctx context.Context) (DashboardInfo, error) {
+	return call[DashboardInfo](ctx, c, http.MethodPost, "/v1/dashboard", struct{}{})
+}
+
 func call[Out any](ctx context.Context, c *Client, method, path string, in any) (out Out, err error) {
 	var body io.Reader
 	if in != nil {

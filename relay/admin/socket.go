@@ -15,7 +15,7 @@ import (
 
 // listen opens the socket in dir unless a relay already answers there.
 func listen(dir string) (net.Listener, error) {
-	if err := checkStale(dir, filepath.Join(dir, SocketName)); err != nil {
+	if err := checkStale(dir, SocketName); err != nil {
 		return nil, err
 	}
 	l, err := localsock.Listen(dir, SocketName)
@@ -27,7 +27,8 @@ func listen(dir string) (net.Listener, error) {
 
 // checkStale makes sure that nobody answers at the socket's name, and that
 // what is there is a socket at all.
-func checkStale(dir, real string) error {
+func checkStale(dir, name string) error {
+	real := filepath.Join(dir, name)
 	info, err := os.Lstat(real)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -40,7 +41,7 @@ func checkStale(dir, real string) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	conn, err := dial(ctx, dir)
+	conn, err := localsock.Dial(ctx, dir, name)
 	if err == nil {
 		conn.Close()
 		return &Error{Code: CodeConflict, Message: "another relay runs with this data directory: it answers at " + real, Hint: "stop it first, or use another --data directory"}

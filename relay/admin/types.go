@@ -46,20 +46,7 @@ type DeviceRequest struct {
 	CSR   []byte    `json:"csr"`             // PKCS#10, DER; only its public key is used
 	Hosts []string  `json:"hosts,omitempty"` // patterns; empty: all hosts
 	Until time.Time `json:"until,omitzero"`  // zero: the relay's default lifetime
-}
-
-// A Device is a phone, tablet or laptop that may come in.
-type Device struct {
-	ID        string    `json:"id"`
-	Name      string    `json:"name"`
-	Serial    string    `json:"serial"`
-	Hosts     []string  `json:"hosts,omitempty"`
-	Kind      string    `json:"kind,omitempty"`
-	Created   time.Time `json:"created"`
-	NotAfter  time.Time `json:"not_after"`
-	LastSeen  time.Time `json:"last_seen,omitzero"`
-	Revoked   bool      `json:"revoked"`
-	RevokedAt time.Time `json:"revoked_at,omitzero"`
+	Admin bool      `json:"admin,omitempty"` // may open the dashboard at admin.DOMAIN
 }
 
 // An IssuedDevice is the answer to a DeviceRequest.
