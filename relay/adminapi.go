@@ -4,19 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
+	"slices"
 	"time"
 
-	"github.com/sallyport/sallyport/protocol"
 	"github.com/sallyport/sallyport/protocol/pki"
 	"github.com/sallyport/sallyport/relay/admin"
-	"github.com/sallyport/sallyport/relay/devices"
 	"github.com/sallyport/sallyport/relay/registry"
 )
 
-// serveAdmin serves the owner's socket in the data directory.
-func (r *Relay) serveAdmin(ctx context.Context) error {
-	s, err := admin.New(admin.Config{Dir: r.conf.DataDir, Logger: r.log, API: admin.API{
+// api is what the owner may do on the relay's own machine.
+func (r *Relay) api() admin.API {
+	return admin.API{
 		Status:       r.status,
 		NewToken:     r.newToken,
 		CA:           r.roots,
@@ -28,7 +26,23 @@ func (r *Relay) serveAdmin(ctx context.Context) error {
 		Hosts:        r.listHosts,
 		ReleaseHost:  r.releaseHost,
 		Reload:       r.reloadNow,
-	}})
+
+		Invite:         r.invite,
+		AddTokenDevice: r.addTokenDevice,
+		ChangeDevice:   r.changeDevice,
+		Requests:       r.listRequests,
+		Approve:        r.approve,
+		Deny:           r.deny,
+
+		Certificates:     r.certificates,
+		RetryCertificate: r.retryCertificate,
+		Dashboard:        r.dashboardInfo,
+	}
+}
+
+// serveAdmin serves the owner's socket in the data directory.
+func (r *Relay) serveAdmin(ctx context.Context) error {
+	s, err := admin.New(admin.Config{Dir: r.conf.DataDir, Logger: r.log, API: r.api()})
 	if err != nil {
 		return err
 	}
@@ -54,7 +68,7 @@ func (r *Relay) status(ctx context.Context) (admin.Status, error) {
 	}
 	now := r.now()
 	for _, d := range r.devices.List() {
-		if !d.Revoked && now.Before(d.NotAfter) {
+		if end := d.Ends(); !d.Revoked && !d.Renewed && (end.IsZero() || now.Before(end)) {
 			st.Devices++
 		}
 	}
@@ -66,12 +80,14 @@ func (r *Relay) status(ctx context.Context) (admin.Status, error) {
 				"agent %s: two live instances use its key; if that is not meant, revoke it and join again", a.Name))
 		}
 	}
-	for _, h := range st.Hosts {
-		for _, s := range h.Services {
-			if s.TLS == protocol.TLSRelay && !r.public.covers(h.Host) {
-				st.Warnings = append(st.Warnings, uncovered(h.Host))
-				break
-			}
+	for _, host := range slices.Sorted(r.terminated()) {
+		if lack := r.public.lacks(host); lack != "" {
+			st.Warnings = append(st.Warnings, lack)
+		}
+	}
+	for _, w := range []string{r.devices.ClockWarning(now), r.clock.warning()} {
+		if w != "" {
+			st.Warnings = append(st.Warnings, w)
 		}
 	}
 	return st, nil
@@ -96,56 +112,6 @@ func (r *Relay) roots(context.Context) (admin.CA, error) {
 		ca.Server = string(pki.EncodeCert(r.state.publicCA.Cert()))
 	}
 	return ca, nil
-}
-
-func (r *Relay) addDevice(ctx context.Context, q admin.DeviceRequest) (admin.IssuedDevice, error) {
-	pub, err := pki.ParseCSR(q.CSR)
-	if err != nil {
-		return admin.IssuedDevice{}, &admin.Error{Code: admin.CodeBadRequest, Message: err.Error()}
-	}
-	d, cert, err := r.devices.Add(ctx, q.Name, pub, q.Hosts, q.Until)
-	if err != nil {
-		return admin.IssuedDevice{}, deviceError(err)
-	}
-	r.event("device.added", slog.String("device", d.Name), slog.String("id", d.ID), slog.Any("hosts", d.Hosts), slog.Time("not_after", d.NotAfter))
-	return admin.IssuedDevice{Device: deviceView(d), Cert: cert.Raw, CA: r.state.deviceCA.Cert().Raw}, nil
-}
-
-func (r *Relay) listDevices(context.Context) ([]admin.Device, error) {
-	var list []admin.Device
-	for _, d := range r.devices.List() {
-		list = append(list, deviceView(d))
-	}
-	return list, nil
-}
-
-func (r *Relay) revokeDevice(ctx context.Context, name string) (admin.Device, error) {
-	d, err := r.devices.Revoke(ctx, name)
-	if err != nil {
-		return admin.Device{}, deviceError(err)
-	}
-	r.event("device.revoked", slog.String("device", d.Name), slog.String("id", d.ID))
-	return deviceView(d), nil
-}
-
-func deviceView(d devices.Device) admin.Device {
-	return admin.Device{
-		ID: d.ID, Name: d.Name, Serial: d.Serial, Hosts: d.Hosts, Kind: d.Kind, Created: d.Created,
-		NotAfter: d.NotAfter, LastSeen: d.LastSeen, Revoked: d.Revoked, RevokedAt: d.RevokedAt,
-	}
-}
-
-// deviceError gives the errors of package devices their code and hint.
-func deviceError(err error) error {
-	switch {
-	case errors.Is(err, devices.ErrUnknown):
-		return &admin.Error{Code: admin.CodeNotFound, Message: err.Error()}
-	case errors.Is(err, devices.ErrNameTaken):
-		return &admin.Error{Code: admin.CodeConflict, Message: err.Error()}
-	case errors.Is(err, devices.ErrKeyUsed):
-		return &admin.Error{Code: admin.CodeConflict, Message: err.Error()}
-	}
-	return &admin.Error{Code: admin.CodeBadRequest, Message: err.Error()}
 }
 
 func (r *Relay) listAgents(context.Context) ([]admin.Agent, error) {

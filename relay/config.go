@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/mail"
 	"net/netip"
+	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -17,6 +20,7 @@ import (
 
 // Where public certificates come from (Config.Certs).
 const (
+	CertsACME     = "acme"     // an ACME server, by default Let's Encrypt
 	CertsInternal = "internal" // an internal CA, made at first start
 	CertsFiles    = "files"    // PEM files, reloaded when they change
 )
@@ -38,11 +42,16 @@ type Config struct {
 	HTTP       string       // address that redirects to HTTPS, or "off"; default ":80"
 	Address    string       // host:port that agents dial; default relay.DOMAIN and the port of Listen, or Listen itself when that names one address
 	PublicPort int          // the port in visitors' URLs; default the port of Listen
-	Certs      string       // CertsInternal or CertsFiles; default CertsInternal
+	Certs      string       // CertsACME, CertsInternal or CertsFiles; default CertsACME for a domain of the public DNS, else CertsInternal
 	CertFiles  []certs.Pair // with CertsFiles: at least one pair
+	ACME       ACME         // with CertsACME
 	Decoy      string       // "tcp://HOST:PORT", DecoyPage, or DecoyOff; default DecoyOff
 	Replicas   int          // live instances of one agent key that share its streams; default 1
 	Software   string       // version, for people
+
+	AdminHost     bool   // the dashboard at admin.DOMAIN, for devices marked admin
+	AdminListen   string // loopback address of the dashboard in plain HTTP; default none
+	OpenEnrolment bool   // requests without a code may wait for the owner's approval
 
 	Logger *slog.Logger // default: none
 
@@ -50,8 +59,18 @@ type Config struct {
 	ListenTCP func(addr string) (net.Listener, error)
 	ListenUDP func(addr string) (net.PacketConn, error)
 	Now       func() time.Time
-	// ListenAdmin makes the owner's socket.
-	ListenAdmin func() (net.Listener, error)
+	// ListenAdmin makes the owner's socket, ListenDashboard that of the
+	// owner's pages.
+	ListenAdmin     func() (net.Listener, error)
+	ListenDashboard func() (net.Listener, error)
+}
+
+// ACME says where certificates come from with CertsACME. The zero value is
+// Let's Encrypt without an account address.
+type ACME struct {
+	CA       string // directory URL; default Let's Encrypt's
+	RootFile string // PEM, the root that the ACME server's own certificate is verified with; default the system's
+	Email    string // for the account: expiry mails, if the CA sends any
 }
 
 // Problem is one thing wrong with a Config: the key as the configuration file
@@ -87,16 +106,22 @@ func (c Config) Check() []Problem {
 		}
 	}
 	switch c.certs() {
-	case CertsInternal:
+	case CertsInternal, CertsACME:
 		if len(c.CertFiles) > 0 {
-			bad("certificates", "certificate files are given, but certs is internal; write certs: files")
+			bad("certificates", "certificate files are given, but certs is %s; write certs: files", c.certs())
 		}
 	case CertsFiles:
 		if len(c.CertFiles) == 0 {
 			bad("certificates", "certs is files, but no pair is given; give --cert FILE --key FILE")
 		}
 	default:
-		bad("certs", "%q is not internal or files", c.Certs)
+		bad("certs", "%q is not acme, internal or files", c.Certs)
+	}
+	c.checkACME(bad)
+	if c.AdminListen != "" {
+		if err := checkLoopback(c.AdminListen); err != nil {
+			bad("admin_listen", "%v", err)
+		}
 	}
 	switch d := c.decoy(); {
 	case d == DecoyOff, d == DecoyPage:
@@ -114,6 +139,37 @@ func (c Config) Check() []Problem {
 		bad("replicas", "%d is not between 1 and 16", c.Replicas)
 	}
 	return ps
+}
+
+func (c Config) checkACME(bad func(key, format string, args ...any)) {
+	if c.certs() != CertsACME {
+		if c.ACME != (ACME{}) {
+			bad("acme", "certs is %s: the acme settings would not be used; write certs: acme", c.certs())
+		}
+		return
+	}
+	if c.ACME.CA != "" {
+		if u, err := url.Parse(c.ACME.CA); err != nil || u.Scheme != "https" || u.Host == "" {
+			bad("acme.ca", "%q is not the https:// URL of an ACME directory", c.ACME.CA)
+		}
+	}
+	if c.ACME.Email != "" {
+		if a, err := mail.ParseAddress(c.ACME.Email); err != nil || a.Address != c.ACME.Email {
+			bad("acme.email", "%q is not a mail address", c.ACME.Email)
+		}
+	}
+}
+
+// checkLoopback refuses what others on the network could reach (DESIGN §6.14).
+func checkLoopback(a string) error {
+	if err := checkAddr(a); err != nil {
+		return err
+	}
+	host, _, _ := net.SplitHostPort(a)
+	if ip, err := netip.ParseAddr(host); host != "localhost" && (err != nil || !ip.IsLoopback()) {
+		return fmt.Errorf("%q is not a loopback address: write 127.0.0.1:PORT, and reach it with ssh -L", a)
+	}
+	return nil
 }
 
 // err joins Check's problems.
@@ -147,8 +203,56 @@ func checkAddr(a string) error {
 
 func (c Config) listen() string { return orDefault(c.Listen, ":443") }
 func (c Config) http() string   { return orDefault(c.HTTP, ":80") }
-func (c Config) certs() string  { return orDefault(c.Certs, CertsInternal) }
-func (c Config) decoy() string  { return orDefault(c.Decoy, DecoyOff) }
+func (c Config) certs() string {
+	if c.Certs == "" && publicDomain(c.Domain) {
+		return CertsACME
+	}
+	return orDefault(c.Certs, CertsInternal)
+}
+func (c Config) decoy() string { return orDefault(c.Decoy, DecoyOff) }
+
+// privateDomains are names that no public CA certifies: RFC 2606, 6761, 6762,
+// 8375 and ICANN's .internal.
+var privateDomains = []string{
+	"localhost", "test", "example", "invalid", "local", "internal", "lan", "home.arpa", "onion",
+	"example.com", "example.net", "example.org",
+}
+
+// probeHTTPS is the port on which the public reaches this relay, as far as the
+// configuration tells.
+func (c Config) probeHTTPS() int {
+	if c.PublicPort != 0 {
+		return c.PublicPort
+	}
+	return portOf(c.listen())
+}
+
+// probeHTTP is the same for plain HTTP, below zero when it is off. Where a
+// router leads 443 here, it leads 80 here too, whatever the port on this side.
+func (c Config) probeHTTP() int {
+	switch {
+	case c.http() == "off":
+		return -1
+	case c.probeHTTPS() == 443:
+		return 80
+	}
+	return portOf(c.http())
+}
+
+func portOf(addr string) int {
+	_, port, _ := net.SplitHostPort(addr)
+	n, _ := strconv.Atoi(port) // checked in Check; 0 stands for the default
+	return n
+}
+
+// publicDomain reports whether an ACME server could know the domain.
+func publicDomain(domain string) bool {
+	d, err := names.Canonical(domain)
+	if err != nil || !strings.Contains(d, ".") {
+		return false
+	}
+	return !slices.ContainsFunc(privateDomains, func(p string) bool { return d == p || names.Below(d, p) })
+}
 
 func (c Config) now() func() time.Time {
 	if c.Now == nil {

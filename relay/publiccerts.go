@@ -5,7 +5,12 @@ import (
 	"crypto"
 	"crypto/x509"
 	"fmt"
+	"iter"
+	"log/slog"
+	"maps"
 	"net/url"
+	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -13,24 +18,38 @@ import (
 	"github.com/sallyport/sallyport/protocol"
 	"github.com/sallyport/sallyport/protocol/names"
 	"github.com/sallyport/sallyport/protocol/pki"
+	"github.com/sallyport/sallyport/relay/admin"
 	"github.com/sallyport/sallyport/relay/certs"
 )
 
 // publicCerts is where the certificates of terminated hosts come from.
 type publicCerts struct {
 	certs.Source
-	files *certs.Files                          // nil with an internal CA
+	files *certs.Files                          // with CertsFiles
+	acme  *certs.ACME                           // with CertsACME
 	hosts atomic.Pointer[names.Table[struct{}]] // terminated hosts: what the internal CA vouches for
 }
 
-func newPublicCerts(conf Config, st *state) (*publicCerts, error) {
+func newPublicCerts(conf Config, st *state, event func(string, ...slog.Attr)) (*publicCerts, error) {
 	p := &publicCerts{}
-	if conf.certs() == CertsFiles {
+	switch conf.certs() {
+	case CertsFiles:
 		files, err := certs.LoadFiles(conf.CertFiles, conf.logger())
 		if err != nil {
 			return nil, err
 		}
 		p.Source, p.files = files, files
+		return p, nil
+	case CertsACME:
+		acme, err := certs.NewACME(certs.ACMEConfig{
+			Dir: filepath.Join(conf.DataDir, "acme"), CA: conf.ACME.CA, RootFile: conf.ACME.RootFile, Email: conf.ACME.Email,
+			Port80: conf.probeHTTP(), Port443: conf.probeHTTPS(),
+			Now: conf.now(), Logger: conf.logger(), Events: event,
+		})
+		if err != nil {
+			return nil, fmt.Errorf("certificates by ACME: %w", err)
+		}
+		p.Source, p.acme = acme, acme
 		return p, nil
 	}
 	internal, err := certs.NewInternal(certs.InternalConfig{
@@ -60,13 +79,30 @@ func (p *publicCerts) allowed(name string) bool {
 	return ok
 }
 
-// run watches certificate files until ctx ends.
-func (p *publicCerts) run(ctx context.Context) error {
-	if p.files == nil {
-		<-ctx.Done()
-		return nil
+// serve takes the terminated hosts, as patterns: certificates are there for
+// these and for no other name.
+func (p *publicCerts) serve(hosts map[string]struct{}) error {
+	table, err := names.NewTable(hosts)
+	if err != nil {
+		return err
 	}
-	return p.files.Run(ctx)
+	p.hosts.Store(table)
+	if p.acme != nil {
+		p.acme.SetHosts(slices.Sorted(maps.Keys(hosts)))
+	}
+	return nil
+}
+
+// run watches certificate files, or obtains and renews, until ctx ends.
+func (p *publicCerts) run(ctx context.Context) error {
+	switch {
+	case p.files != nil:
+		return p.files.Run(ctx)
+	case p.acme != nil:
+		return p.acme.Run(ctx)
+	}
+	<-ctx.Done()
+	return nil
 }
 
 // reload reads certificate files again, all or none.
@@ -77,23 +113,62 @@ func (p *publicCerts) reload() error {
 	return p.files.Reload()
 }
 
-// covers reports whether a certificate is there for a host pattern. An
-// internal CA makes what is asked for.
-func (p *publicCerts) covers(host string) bool {
-	if p.files == nil {
-		return true
+// lacks says what keeps visitors of a host pattern from connecting: that no
+// certificate covers it. "" when one does, or will in a moment. An internal CA
+// makes what is asked for.
+func (p *publicCerts) lacks(host string) string {
+	rest, wild := strings.CutPrefix(host, "*.")
+	switch {
+	case p.files != nil:
+		name := host
+		if wild {
+			name = "any." + rest
+		}
+		if _, err := p.files.GetCertificate(name); err != nil {
+			return fmt.Sprintf("none of the relay's certificate files covers %s: visitors cannot connect until one does", host)
+		}
+	case p.acme != nil:
+		if st := p.status(host); st.Problem != "" {
+			return fmt.Sprintf("%s: %s; %s", host, st.Problem, st.Fix)
+		}
 	}
-	name := host
-	if rest, ok := strings.CutPrefix(host, "*."); ok {
-		name = "any." + rest
-	}
-	_, err := p.files.GetCertificate(name)
-	return err == nil
+	return ""
 }
 
-// uncovered is what the owner of such a host should hear.
-func uncovered(host string) string {
-	return fmt.Sprintf("none of the relay's certificate files covers %s: visitors cannot connect until one does", host)
+// status is what is known of a host's certificate by ACME.
+func (p *publicCerts) status(host string) certs.CertStatus {
+	for _, st := range p.acme.Status() {
+		if st.Host == host {
+			return st
+		}
+	}
+	return certs.CertStatus{Host: host}
+}
+
+// list says how the certificate of each host stands.
+func (p *publicCerts) list(hosts iter.Seq[string]) []admin.PublicCert {
+	var list []admin.PublicCert
+	if p.acme != nil {
+		for _, st := range p.acme.Status() {
+			list = append(list, admin.PublicCert{
+				Host: st.Host, State: st.State, Issuer: st.Issuer, Problem: st.Problem, Fix: st.Fix,
+				NotAfter: st.NotAfter, Next: st.Next,
+			})
+		}
+		return list
+	}
+	for _, host := range slices.Sorted(hosts) {
+		c := admin.PublicCert{Host: host, State: "ok"}
+		cert, err := p.GetCertificate(strings.Replace(host, "*.", "any.", 1))
+		switch {
+		case err != nil:
+			c.State, c.Problem, c.Fix = "missing", "no certificate file covers it", "add a pair under certificates, or use certs: acme"
+		case cert.Leaf != nil:
+			c.Issuer, c.NotAfter = cert.Leaf.Issuer.String(), cert.Leaf.NotAfter
+		}
+		list = append(list, c)
+	}
+	return list
 }
 
 // warnUncovered adds a warning to accepted services without a certificate.
@@ -103,9 +178,12 @@ func (r *Relay) warnUncovered(services []protocol.Service, regs []protocol.Regis
 			continue
 		}
 		u, err := url.Parse(g.URL)
-		if err == nil && !r.public.covers(u.Hostname()) {
-			regs[i].Warning = uncovered(u.Hostname())
-			r.log.Warn("a host has no certificate", "host", u.Hostname(), "service", g.Name)
+		if err != nil {
+			continue
+		}
+		if lack := r.public.lacks(u.Hostname()); lack != "" {
+			regs[i].Warning = lack
+			r.log.Warn("a host has no certificate", "host", u.Hostname(), "service", g.Name, "err", lack)
 		}
 	}
 }

@@ -8,8 +8,9 @@
 //
 // The package joins its leaves, which do not know each other: edge (public
 // sockets, hello, routing), door (TLS, client certificates, HTTP), registry
-// (agents, claims, streams), devices, certs, admin. routes.go turns what is
-// registered into what is routed; control.go is the relay's end of the wire.
+// (agents, claims, streams), devices, enroll, certs, admin. routes.go turns what
+// is registered into what is routed; ownhosts.go adds the relay's own hosts;
+// control.go is the relay's end of the wire.
 //
 // # What a stranger can tell
 //
@@ -40,6 +41,7 @@ import (
 	"github.com/sallyport/sallyport/relay/admin"
 	"github.com/sallyport/sallyport/relay/devices"
 	"github.com/sallyport/sallyport/relay/edge"
+	"github.com/sallyport/sallyport/relay/enroll"
 	"github.com/sallyport/sallyport/relay/registry"
 )
 
@@ -54,7 +56,14 @@ type Relay struct {
 	tunnelCert *tunnelCert
 	audit      *admin.Log
 	devices    *devices.Devices
+	desk       *enroll.Desk
+	enrolment  *enrolment
+	login      *admin.Login
+	bell       admin.Bell // rings when what the dashboard shows has changed
+	reminder   *reminder
+	clock      clockWatch
 	registry   *registry.Registry
+	ready      atomic.Bool // Listen has built the first routes
 	door       *door.Door
 	router     *edge.Router
 	sites      atomic.Pointer[names.Table[*door.Site]]
@@ -67,6 +76,8 @@ type Relay struct {
 	udp  net.PacketConn
 	http net.Listener // nil: off
 	quic *tunnelquic.Listener
+
+	loopback net.Listener // of the dashboard; nil: off
 
 	building sync.Mutex        // one rebuild of routes at a time; guards lanes and policies
 	lanes    map[laneKey]*lane // of hosts that are passed through
@@ -91,33 +102,43 @@ func New(conf Config) (*Relay, error) {
 		proxies: map[proxyKey]*door.Proxy{}, controls: map[*control]struct{}{}, unsaid: map[protocol.AgentID]int{},
 		joinLimit: newLimiter(joinBurst, joinEvery), denials: newLimiter(100, 36*time.Second),
 	}
-	r.started = r.now()
+	r.started, r.clock.now = r.now(), r.now
+	r.login = admin.NewLogin(r.now, r.event)
 	var err error
 	if r.state, err = loadState(conf.DataDir, conf.certs() == CertsInternal, r.now); err != nil {
 		return nil, err
 	}
 	r.tunnelCert = &tunnelCert{ca: r.state.agentCA, name: r.state.tunnel.ServerName, now: r.now}
-	if r.public, err = newPublicCerts(conf, r.state); err != nil {
-		return nil, err
-	}
 	if r.audit, err = admin.OpenLog(filepath.Join(conf.DataDir, "audit.log"), r.log); err != nil {
 		return nil, err
 	}
-	r.devices, err = devices.New(context.Background(), devices.Config{
-		Store: conf.Store, CA: r.state.deviceCA, Domain: conf.Domain, Now: r.now, Logger: r.log,
-		OnRevoke: r.deviceRevoked,
-	})
-	if err != nil {
-		return nil, errors.Join(err, r.audit.Close())
-	}
-	r.door, err = door.New(door.Config{
-		Lookup: r.site, ClientCAs: r.state.deviceCA.Pool(), Check: r.checkDevice, Seen: r.devices.Seen,
-		Logger: r.log, Now: r.now, Audit: r.denied,
-	})
-	if err != nil {
+	if err := r.open(); err != nil {
 		return nil, errors.Join(err, r.audit.Close())
 	}
 	return r, nil
+}
+
+// open makes the parts that need the audit log.
+func (r *Relay) open() error {
+	var err error
+	if r.public, err = newPublicCerts(r.conf, r.state, r.event); err != nil {
+		return err
+	}
+	r.devices, err = devices.New(context.Background(), devices.Config{
+		Store: r.conf.Store, CA: r.state.deviceCA, Domain: r.conf.Domain, Now: r.now, Logger: r.log,
+		OnRevoke: r.deviceRevoked, OnChange: r.routesChanged,
+	})
+	if err != nil {
+		return err
+	}
+	if r.desk, err = r.newDesk(); err != nil {
+		return err
+	}
+	r.door, err = door.New(door.Config{
+		Lookup: r.site, ClientCAs: r.state.deviceCA.Pool(), Check: r.checkDevice, CheckToken: r.checkToken,
+		Denied: r.deniedPage, Seen: r.devices.Seen, Logger: r.log, Now: r.now, Audit: r.denied,
+	})
+	return err
 }
 
 // Listen binds the public ports and makes everything ready to serve. Run calls
@@ -138,6 +159,9 @@ func (r *Relay) Listen() error {
 	if err != nil {
 		return errors.Join(err, r.Close())
 	}
+	if err := r.openOwnHosts(); err != nil {
+		return errors.Join(err, r.Close())
+	}
 	d, err := r.makeDecoy(r.conf.decoy())
 	if err != nil {
 		return errors.Join(err, r.Close())
@@ -149,7 +173,22 @@ func (r *Relay) Listen() error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("listen on UDP: %w", err), r.Close())
 	}
-	return r.buildRoutes()
+	if err := r.buildRoutes(); err != nil {
+		return errors.Join(err, r.Close())
+	}
+	r.ready.Store(true)
+	return nil
+}
+
+// openOwnHosts makes what stands on the relay's own hosts: their pages name
+// the public port, which is known once it is bound.
+func (r *Relay) openOwnHosts() error {
+	var err error
+	if r.enrolment, err = r.newEnrolment(); err != nil {
+		return err
+	}
+	r.reminder = &reminder{now: r.now, page: r.ownURL(checkLabel) + "/renew", due: r.dueForRenewal}
+	return nil
 }
 
 // bind opens the sockets. With port 0 in Listen, UDP takes the port that TCP got.
@@ -179,6 +218,11 @@ func (r *Relay) bind() error {
 			return fmt.Errorf("%w\nor give --http off", bindError("TCP", r.conf.http(), err))
 		}
 	}
+	if r.conf.AdminListen != "" {
+		if r.loopback, err = listenTCP(r.conf.AdminListen); err != nil {
+			return bindError("TCP", r.conf.AdminListen, err)
+		}
+	}
 	return nil
 }
 
@@ -192,7 +236,7 @@ func (r *Relay) Close() error {
 	if r.quic != nil {
 		errs = append(errs, r.quic.Close())
 	}
-	for _, l := range []net.Listener{r.tcp, r.http} {
+	for _, l := range []net.Listener{r.tcp, r.http, r.loopback} {
 		if l != nil {
 			errs = append(errs, ignoreClosed(l.Close()))
 		}
@@ -240,6 +284,9 @@ func (r *Relay) Run(ctx context.Context) error {
 	run("tunnel over QUIC", r.serveQUIC)
 	run("registry", r.registry.Run)
 	run("devices", r.devices.Run)
+	run("clock", r.watchClock)
+	run("enrolment", r.desk.Run)
+	run("dashboard", r.serveDashboard)
 	run("certificates", r.public.run)
 	run("admin", r.serveAdmin)
 	if r.http != nil {
@@ -283,9 +330,25 @@ func (r *Relay) serveQUIC(ctx context.Context) error {
 	}
 }
 
-// serveHTTP redirects plain HTTP.
+// plainHTTP is what port 80 answers: challenges of the ACME server, the
+// revocation list, and for everything else the way to HTTPS.
+func (r *Relay) plainHTTP() http.Handler {
+	redirect := edge.Redirect(r.conf.urlPort(r.tcp.Addr()))
+	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		host, err := names.CanonicalHost(req.Host)
+		switch {
+		case r.public.acme != nil && r.public.acme.HTTPChallenge(w, req):
+		case err == nil && host == r.ownHost(enrollLabel) && req.Method == http.MethodGet && req.URL.Path == crlPath:
+			r.serveCRL(w, req)
+		default:
+			redirect.ServeHTTP(w, req)
+		}
+	})
+}
+
+// serveHTTP serves plain HTTP.
 func (r *Relay) serveHTTP(ctx context.Context) error {
-	srv := edge.NewHTTPServer(edge.Redirect(r.conf.urlPort(r.tcp.Addr())), r.log)
+	srv := edge.NewHTTPServer(r.plainHTTP(), r.log)
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
 	if err := srv.Serve(r.http); !errors.Is(err, http.ErrServerClosed) {
@@ -297,8 +360,11 @@ func (r *Relay) serveHTTP(ctx context.Context) error {
 // Addr is the public TCP address, after Listen; UDP has the same port.
 func (r *Relay) Addr() net.Addr { return r.tcp.Addr() }
 
-// event writes one line to the audit log.
-func (r *Relay) event(name string, attrs ...slog.Attr) { r.audit.Event(name, attrs...) }
+// event writes one line to the audit log, which the dashboard shows.
+func (r *Relay) event(name string, attrs ...slog.Attr) {
+	r.audit.Event(name, attrs...)
+	r.bell.Ring()
+}
 
 // deviceRevoked runs after a revocation is on disk: live connections go now.
 func (r *Relay) deviceRevoked(id string) {

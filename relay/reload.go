@@ -24,6 +24,10 @@ func (r *Relay) Reload(conf Config) error {
 		{"certs", r.conf.certs(), conf.certs()},
 		{"certificates", fmt.Sprint(r.conf.CertFiles), fmt.Sprint(conf.CertFiles)},
 		{"public_port", fmt.Sprint(r.conf.PublicPort), fmt.Sprint(conf.PublicPort)},
+		{"acme", fmt.Sprint(r.conf.ACME), fmt.Sprint(conf.ACME)},
+		{"admin_host", fmt.Sprint(r.conf.AdminHost), fmt.Sprint(conf.AdminHost)},
+		{"admin_listen", r.conf.AdminListen, conf.AdminListen},
+		{"open_enrolment", fmt.Sprint(r.conf.OpenEnrolment), fmt.Sprint(conf.OpenEnrolment)},
 		{"replicas", fmt.Sprint(r.conf.Replicas), fmt.Sprint(conf.Replicas)},
 	} {
 		if f.old != f.new {

@@ -3,22 +3,21 @@ package relay
 import (
 	"cmp"
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
-	"time"
 
 	"github.com/sallyport/sallyport/protocol"
 	"github.com/sallyport/sallyport/protocol/door"
 	"github.com/sallyport/sallyport/protocol/names"
 	"github.com/sallyport/sallyport/protocol/tunnel"
 	"github.com/sallyport/sallyport/relay/certs"
-	"github.com/sallyport/sallyport/relay/devices"
 	"github.com/sallyport/sallyport/relay/edge"
 	"github.com/sallyport/sallyport/relay/registry"
 )
@@ -26,12 +25,13 @@ import (
 // routesChanged builds the routes again before it returns: what an agent is
 // told to be registered is reachable.
 func (r *Relay) routesChanged() {
-	if r.registry == nil {
-		return // it is being made; Listen builds the first routes
+	if !r.ready.Load() {
+		return // Listen builds the first routes
 	}
 	if err := r.buildRoutes(); err != nil {
 		r.log.Error("routes not changed", "err", err)
 	}
+	r.bell.Ring()
 }
 
 // buildRoutes turns what is registered into what is routed and swaps it whole:
@@ -44,7 +44,7 @@ func (r *Relay) buildRoutes() error {
 	for _, rt := range r.registry.Routes() {
 		byHost[rt.Host] = append(byHost[rt.Host], rt)
 	}
-	sites, targets := map[string]*door.Site{}, map[string]edge.Target{}
+	sites, targets := r.ownSites(), map[string]edge.Target{}
 	vouched, policies := map[string]struct{}{}, map[string]string{}
 	used, lanes := map[proxyKey]bool{}, map[laneKey]*lane{}
 	terminate := edge.Named("terminate", edge.TargetFunc(func(ctx context.Context, c *edge.Conn) { r.door.ServeConn(ctx, c) }))
@@ -54,22 +54,31 @@ func (r *Relay) buildRoutes() error {
 			continue
 		}
 		sites[host] = r.makeSite(host, routes, used)
+	}
+	homes, err := names.NewTable(sites)
+	if err != nil {
+		return fmt.Errorf("build routes: %w", err)
+	}
+	r.tokenSites(sites, homes.Lookup)
+	for host, s := range sites {
 		targets[host] = terminate
-		vouched[host], policies[host] = struct{}{}, sites[host].Policy
+		vouched[host], policies[host] = struct{}{}, s.Policy
 	}
 	siteTable, err1 := names.NewTable(sites)
 	targetTable, err2 := names.NewTable(targets)
-	vouchedTable, err3 := names.NewTable(vouched)
-	if err := errors.Join(err1, err2, err3); err != nil {
+	if err := errors.Join(err1, err2); err != nil {
 		return fmt.Errorf("build routes: %w", err)
 	}
-	r.public.hosts.Store(vouchedTable)
+	if err := r.public.serve(vouched); err != nil {
+		return fmt.Errorf("build routes: %w", err)
+	}
 	r.sites.Store(siteTable)
 	r.router.Swap(&edge.Snapshot{
 		Hosts:      targetTable,
 		TunnelName: r.state.tunnel.ServerName,
 		Tunnel:     edge.Named("tunnel", edge.TargetFunc(r.tunnelTarget)),
 		Join:       edge.Named("join", edge.TargetFunc(r.joinTarget)),
+		ACME:       r.challengeTarget(),
 		Default:    r.decoy.Load().target,
 	})
 	if !maps.Equal(policies, r.policies) {
@@ -100,13 +109,16 @@ func (r *Relay) makeSite(host string, routes []registry.Route, used map[proxyKey
 	}
 	if first.Path == "" && len(routes) == 1 {
 		s.Handler = r.proxy(first, used)
-		return s
+	} else {
+		paths := map[string]http.Handler{}
+		for _, rt := range routes {
+			paths[cmp.Or(rt.Path, "/")] = r.proxy(rt, used) // "/": the rest of the host
+		}
+		s.Handler = door.NewPaths(paths)
 	}
-	paths := map[string]http.Handler{}
-	for _, rt := range routes {
-		paths[cmp.Or(rt.Path, "/")] = r.proxy(rt, used) // "/": the rest of the host
+	if s.Mode != door.None {
+		s.Handler = r.reminder.wrap(s.Handler)
 	}
-	s.Handler = door.NewPaths(paths)
 	return s
 }
 
@@ -116,11 +128,11 @@ type proxyKey struct {
 	agent         protocol.AgentID
 	service, path string
 	proto         string
-	solo          bool
+	solo, user    bool
 }
 
 func (r *Relay) proxy(rt registry.Route, used map[proxyKey]bool) *door.Proxy {
-	key := proxyKey{rt.Agent, rt.Service.Name, rt.Path, rt.Service.Proto, rt.Service.Solo}
+	key := proxyKey{rt.Agent, rt.Service.Name, rt.Path, rt.Service.Proto, rt.Service.Solo, rt.Service.RemoteUser}
 	used[key] = true
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -132,6 +144,7 @@ func (r *Relay) proxy(rt registry.Route, used map[proxyKey]bool) *door.Proxy {
 			return r.registry.OpenStream(ctx, rt.Agent, openFor(rt.Service.Name, v))
 		},
 		Proto: rt.Service.Proto, Solo: rt.Service.Solo, Prefix: rt.Path, Errors: describe,
+		RemoteUser:   rt.Service.RemoteUser,
 		ExternalPort: r.conf.urlPort(r.tcp.Addr()),
 	}, r.log.With("service", rt.Service.Name, "agent", rt.Agent.Short()))
 	r.proxies[key] = p
@@ -245,13 +258,27 @@ func (r *Relay) site(name string) (*door.Site, bool) {
 	return t.Lookup(name)
 }
 
-// checkDevice is the door's question, at the handshake and at each request.
-func (r *Relay) checkDevice(leaf *x509.Certificate, host string, now time.Time) (door.Device, string) {
-	d, denial := r.devices.Check(leaf, host, now)
-	if denial != devices.Allowed {
-		return door.Device{}, string(denial)
+// terminated lists the host patterns whose TLS ends here.
+func (r *Relay) terminated() iter.Seq[string] {
+	return func(yield func(string) bool) {
+		r.building.Lock()
+		hosts := slices.Collect(maps.Keys(r.policies))
+		r.building.Unlock()
+		for _, h := range hosts {
+			if !yield(h) {
+				return
+			}
+		}
 	}
-	return door.Device{ID: d.ID, Name: d.Name, Cert: leaf}, ""
+}
+
+// challengeTarget answers acme-tls/1 for hosts whose TLS ends here; nil when no
+// certificates are had by ACME.
+func (r *Relay) challengeTarget() edge.Target {
+	if r.public.acme == nil {
+		return nil
+	}
+	return edge.Challenge{Certificate: r.public.acme.ChallengeCert}
 }
 
 // A decoy is what strangers meet, and how the owner wrote it.

@@ -53,6 +53,7 @@ func agentCommand(io stdio) *cli.Command {
 					&cli.StringFlag{Name: "key", Usage: "https: its key, PEM `FILE`"},
 					&cli.BoolFlag{Name: "http2", Usage: "https: speak HTTP/2 to the target (gRPC)"},
 					&cli.BoolFlag{Name: "proxy-protocol", Usage: "begin each connection with a PROXY protocol v2 header"},
+					&cli.BoolFlag{Name: "remote-user", Usage: "http: tell the target the device's name as Remote-User, for targets that log users in by it"},
 				},
 				Action: func(c *cli.Context) error { return agentExpose(c, io) },
 			},
@@ -198,6 +199,7 @@ func agentExpose(c *cli.Context, io stdio) error {
 		Name: c.Args().Get(0), Target: c.Args().Get(1), Host: c.String("host"), Path: c.String("path"),
 		TLS: c.String("tls"), InsecureSkipVerify: c.Bool("insecure-skip-verify"),
 		ServerName: c.String("server-name"), HTTP2: c.Bool("http2"), ProxyProtocol: c.Bool("proxy-protocol"),
+		RemoteUser: c.Bool("remote-user"),
 	}
 	if c.IsSet("auth") { // what is passed through unread has none of its own
 		s.Auth = c.String("auth")

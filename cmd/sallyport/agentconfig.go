@@ -39,13 +39,14 @@ type serviceEntry struct {
 	Key                string `yaml:"key"`
 	HTTP2              bool   `yaml:"http2"`
 	ProxyProtocol      bool   `yaml:"proxy_protocol"`
+	RemoteUser         bool   `yaml:"remote_user"`
 }
 
 func (e serviceEntry) entry() service.Entry {
 	return service.Entry{
 		Name: e.Name, Target: e.To, Host: e.Host, Path: e.Path, Auth: e.Auth, TLS: e.TLS,
 		InsecureSkipVerify: e.InsecureSkipVerify, ServerName: e.ServerName, CAFile: e.CA,
-		ClientCert: e.Cert, ClientKey: e.Key, HTTP2: e.HTTP2, ProxyProtocol: e.ProxyProtocol,
+		ClientCert: e.Cert, ClientKey: e.Key, HTTP2: e.HTTP2, ProxyProtocol: e.ProxyProtocol, RemoteUser: e.RemoteUser,
 		Origin: service.OriginConfig,
 	}
 }
@@ -206,6 +207,7 @@ func (e serviceEntry) culprit(mistake string) string {
 		{"cert", func(e *serviceEntry) { e.Cert = "" }},
 		{"key", func(e *serviceEntry) { e.Key = "" }},
 		{"http2", func(e *serviceEntry) { e.HTTP2 = false }},
+		{"remote_user", func(e *serviceEntry) { e.RemoteUser = false }},
 		{"tls", func(e *serviceEntry) { e.TLS = "" }},
 		{"to", func(e *serviceEntry) { e.To = "" }},
 		{"name", func(e *serviceEntry) { e.Name = "" }},

@@ -76,11 +76,14 @@ func noArgs(c *cli.Context) error {
 	return nil
 }
 
-// shown is how an argument may be repeated in a message: a join token is a
-// secret, and messages end in journals.
+// shown is how an argument may be repeated in a message: a join token and the
+// code of an enrolment link are secrets, and messages end in journals.
 func shown(arg string) string {
 	if strings.HasPrefix(arg, "sp1-") {
 		return "sp1-…"
+	}
+	if link, code, ok := strings.Cut(arg, "#"); ok && code != "" {
+		return link + "#…"
 	}
 	return arg
 }

@@ -23,7 +23,7 @@ func askedToComplete(args []string) (words []string, ok bool) {
 
 // valuesOf are the fixed words that flags take.
 var valuesOf = map[string][]string{
-	"auth": {"require", "ask", "none"}, "tls": {"relay", "backend"}, "certs": {"internal", "files"},
+	"auth": {"require", "ask", "none"}, "tls": {"relay", "backend"}, "certs": {"acme", "files", "internal"},
 	"decoy": {"off", "page"}, "log-format": {"text", "json"}, "log-level": {"debug", "info", "warn", "error"},
 	"transport": {"quic", "tcp"},
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/sallyport/sallyport/cmd/sallyport/machine"
 	"github.com/sallyport/sallyport/protocol/names"
 )
 
@@ -24,6 +25,7 @@ func connectCommand(io stdio) *cli.Command {
 		ArgsUsage: "HOST[:PORT]",
 		Description: "The other half of `agent expose NAME tcp://…`, with this machine's device certificate.\n" +
 			"As an ssh ProxyCommand:  ssh -o ProxyCommand='sallyport connect --cert me.crt --key me.key %h' ssh.example.org\n" +
+			"With --device DIR of `device enroll` it renews the certificate in passing.\n" +
 			"The end of stdin closes only our direction: the whole reply still arrives.",
 		OnUsageError: onUsageError,
 		Flags: []cli.Flag{
@@ -31,23 +33,77 @@ func connectCommand(io stdio) *cli.Command {
 			&cli.StringFlag{Name: "ca", Usage: "trust only the roots in this PEM `FILE` (relay with --certs internal: sallyport relay ca)"},
 			&cli.StringFlag{Name: "cert", Usage: "device certificate, PEM `FILE`", EnvVars: []string{"SALLYPORT_DEVICE_CERT"}},
 			&cli.StringFlag{Name: "key", Usage: "its private key, PEM `FILE`", EnvVars: []string{"SALLYPORT_DEVICE_KEY"}},
+			&cli.StringFlag{Name: "device", Usage: "instead of --cert, --key and --ca: the `DIR`ectory of device enroll", EnvVars: []string{"SALLYPORT_DEVICE"}},
 			&cli.DurationFlag{Name: "timeout", Usage: "dial and handshake take `DURATION` at most", Value: 15 * time.Second},
 		},
 		Action: func(c *cli.Context) error {
 			if c.NArg() != 1 {
 				return usageError("for example: sallyport connect ssh.example.org", "connect takes one HOST[:PORT]")
 			}
-			conn, err := dialHost(c)
+			d, err := deviceFlag(c)
 			if err != nil {
 				return err
 			}
+			conn, err := dialHost(c, d)
+			if err != nil {
+				return err
+			}
+			defer renewInPassing(c.Context, io.err, d)()
 			return joinStdio(c.Context, conn, io)
 		},
 	}
 }
 
-// dialHost makes the TLS connection that the flags describe.
-func dialHost(c *cli.Context) (*tls.Conn, error) {
+// deviceFlag opens --device; nil when it is not given.
+func deviceFlag(c *cli.Context) (*machine.Device, error) {
+	dir := c.String("device")
+	if dir == "" {
+		return nil, nil
+	}
+	for _, f := range []string{"cert", "key"} {
+		if c.String(f) != "" {
+			return nil, usageError("give either --device, or --cert and --key", "--device and --%s exclude each other", f)
+		}
+	}
+	d, err := machine.Open(dir)
+	if err == nil {
+		err = d.Usable(time.Now())
+	}
+	if err != nil {
+		return nil, explainMachine(dir, err)
+	}
+	return d, nil
+}
+
+// renewInPassing renews the device's certificate while the connection runs, if
+// it is time. The returned function waits a moment for the end of it. A failure
+// is told and has no other effect: the old certificate still works.
+func renewInPassing(ctx context.Context, errs io.Writer, d *machine.Device) (wait func()) {
+	if d == nil || !d.Due(time.Now()) {
+		return func() {}
+	}
+	renewing, cancel := context.WithTimeout(ctx, 30*time.Second)
+	done := make(chan error, 1)
+	go func() {
+		_, err := d.RenewIfDue(renewing, time.Now())
+		done <- err
+	}()
+	return func() {
+		defer cancel()
+		patience := time.NewTimer(5 * time.Second)
+		defer patience.Stop()
+		select {
+		case err := <-done:
+			if err != nil && !errors.Is(err, machine.ErrBusy) && ctx.Err() == nil {
+				fmt.Fprintf(errs, "sallyport: warning: the certificate ends %s and was not renewed: %v\n", d.Cert.NotAfter.Local().Format(time.DateTime), err)
+			}
+		case <-patience.C: // a half-done renewal is begun anew next time
+		}
+	}
+}
+
+// dialHost makes the TLS connection that the flags describe. d may be nil.
+func dialHost(c *cli.Context, d *machine.Device) (*tls.Conn, error) {
 	host, port := splitHost(strings.TrimSuffix(strings.TrimPrefix(c.Args().First(), "tls://"), "/"))
 	name, err := names.Canonical(host)
 	if err != nil {
@@ -62,6 +118,13 @@ func dialHost(c *cli.Context) (*tls.Conn, error) {
 		conf.RootCAs = x509.NewCertPool()
 		if !conf.RootCAs.AppendCertsFromPEM(pem) {
 			return nil, usageError("`sallyport relay ca` prints the right one.", "--ca: %s holds no PEM certificate", f)
+		}
+	}
+	if d != nil {
+		pair := d.TLS()
+		conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
+		if conf.RootCAs == nil {
+			conf.RootCAs = d.Roots()
 		}
 	}
 	cert, key := c.String("cert"), c.String("key")
@@ -79,6 +142,8 @@ func dialHost(c *cli.Context) (*tls.Conn, error) {
 	addr := net.JoinHostPort(name, port)
 	if r := c.String("relay"); r != "" {
 		addr = net.JoinHostPort(splitHost(r))
+	} else if d != nil && d.Address() != "" {
+		addr = d.Address()
 	}
 	ctx, cancel := context.WithTimeout(c.Context, c.Duration("timeout"))
 	defer cancel()

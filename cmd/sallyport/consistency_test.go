@@ -94,6 +94,7 @@ func TestFilesAndFlagsHaveTheSameSettings(t *testing.T) {
 			map[string]string{
 				"version": "", "certificates": "cert", "certificates[].cert": "cert", "certificates[].key": "key", "log": "",
 				"log.format": "log-format", "log.level": "log-level",
+				"acme": "", "acme.ca": "acme-ca", "acme.root": "acme-root", "acme.email": "acme-email",
 			},
 			[]string{"config"},
 		},
@@ -118,6 +119,9 @@ func TestFilesAndFlagsHaveTheSameSettings(t *testing.T) {
 			}
 			if flag != "" && !have[flag] {
 				t.Errorf("%s: key %s has no flag --%s", name, key, flag)
+			}
+			if name == "relay" && flag != "" && !strings.Contains(key, "[]") && !strings.HasPrefix(key, "log.") && flagOf(key) != flag {
+				t.Errorf("a mistake in key %s is told of flag --%s", key, flagOf(key))
 			}
 			delete(left, flag)
 		}
@@ -182,28 +186,39 @@ func TestExamplesLoad(t *testing.T) {
 	}
 }
 
-// README's commands exist with their flags.
+// The commands of README and the guides exist with their flags.
 func TestREADMECommandsParse(t *testing.T) {
-	raw, err := os.ReadFile("../../README.md")
-	if err != nil {
-		t.Fatal(err)
+	guides, err := filepath.Glob("../../deploy/*.md")
+	if err != nil || len(guides) < 3 {
+		t.Fatalf("guides %v, %v", guides, err)
 	}
 	app, n := newApp(stdio{}), 0
-	for line := range strings.Lines(string(raw)) {
-		_, cmd, ok := strings.Cut(line, "$  sallyport ")
-		if !ok {
-			_, cmd, ok = strings.Cut(line, "$ sallyport ")
+	for _, file := range append(guides, "../../README.md") {
+		raw, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
 		}
-		if !ok {
-			continue
+		for line := range strings.Lines(string(raw)) {
+			_, cmd, ok := strings.Cut(line, "$  sallyport ")
+			if !ok {
+				_, cmd, ok = strings.Cut(line, "$ sallyport ")
+			}
+			if !ok {
+				_, cmd, _ = strings.Cut(line, "`sallyport ")
+				cmd, _, ok = strings.Cut(cmd, "`") // one that goes on in the next line is left out
+				cmd = strings.NewReplacer("'", "", "…", "", " |", "").Replace(cmd)
+			}
+			if !ok || !strings.Contains(cmd, " ") {
+				continue
+			}
+			cmd, _, _ = strings.Cut(cmd, "  ")
+			if _, err := arrange(app, append([]string{"sallyport"}, strings.Fields(cmd)...)); err != nil {
+				t.Errorf("%s: %s: %v", filepath.Base(file), strings.TrimSpace(line), err)
+			}
+			n++
 		}
-		cmd, _, _ = strings.Cut(cmd, "  ")
-		if _, err := arrange(app, append([]string{"sallyport"}, strings.Fields(cmd)...)); err != nil {
-			t.Errorf("%s: %v", strings.TrimSpace(line), err)
-		}
-		n++
 	}
-	if n < 6 {
-		t.Errorf("only %d commands found in README", n)
+	if n < 25 {
+		t.Errorf("only %d commands found", n)
 	}
 }

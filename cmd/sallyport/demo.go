@@ -2,9 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -21,7 +18,6 @@ import (
 
 	"github.com/sallyport/sallyport/agent"
 	"github.com/sallyport/sallyport/agent/control"
-	"github.com/sallyport/sallyport/protocol/pki"
 	"github.com/sallyport/sallyport/relay"
 	"github.com/sallyport/sallyport/relay/admin"
 	"github.com/sallyport/sallyport/relay/registry"
@@ -211,62 +207,6 @@ func (w *demoWorld) expose(ctx context.Context) (urls []string, err error) {
 	return urls, nil
 }
 
-// addDevice makes a key here and has it certified over the relay's socket, as
-// `device add NAME --pem DIR` does.
-func (w *demoWorld) addDevice(ctx context.Context, name string) (tls.Certificate, error) {
-	d, err := w.certify(ctx, name)
-	if err != nil {
-		return tls.Certificate{}, err
-	}
-	keyPEM, err := pki.EncodeKey(d.key)
-	if err != nil {
-		return tls.Certificate{}, err
-	}
-	base := filepath.Join(w.dir, name)
-	if err := errors.Join(pki.WriteFile(base+".key", keyPEM, 0o600), pki.WriteFile(base+".crt", pki.EncodeCert(d.cert), 0o644)); err != nil {
-		return tls.Certificate{}, err
-	}
-	return tls.Certificate{Certificate: [][]byte{d.cert.Raw}, PrivateKey: d.key, Leaf: d.cert}, nil
-}
-
-// demoDevice is a key made here and what the relay made of it.
-type demoDevice struct {
-	key      *ecdsa.PrivateKey
-	cert, ca *x509.Certificate
-}
-
-// certify makes a key and has the relay certify it.
-func (w *demoWorld) certify(ctx context.Context, name string) (demoDevice, error) {
-	key, err := pki.NewKey()
-	if err != nil {
-		return demoDevice{}, err
-	}
-	csr, err := pki.NewCSR(key)
-	if err != nil {
-		return demoDevice{}, err
-	}
-	issued, err := w.admin.AddDevice(ctx, admin.DeviceRequest{Name: name, CSR: csr})
-	if err != nil {
-		return demoDevice{}, err
-	}
-	cert, err1 := x509.ParseCertificate(issued.Cert)
-	ca, err2 := x509.ParseCertificate(issued.CA)
-	return demoDevice{key, cert, ca}, errors.Join(err1, err2)
-}
-
-// roots writes the internal CA's root for curl and returns it.
-func (w *demoWorld) roots(ctx context.Context) (*x509.CertPool, error) {
-	ca, err := w.admin.CA(ctx)
-	if err != nil {
-		return nil, err
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM([]byte(ca.Server)) {
-		return nil, errors.New("the relay's root is not PEM")
-	}
-	return pool, pki.WriteFile(filepath.Join(w.dir, "ca.pem"), []byte(ca.Server), 0o644)
-}
-
 // stay prints what runs where and waits for Ctrl-C.
 func (w *demoWorld) stay(ctx context.Context, out io.Writer) error {
 	if err := w.waitAdmin(ctx); err != nil {
@@ -278,17 +218,24 @@ func (w *demoWorld) stay(ctx context.Context, out io.Writer) error {
 	if _, err := w.expose(ctx); err != nil {
 		return err
 	}
-	if _, err := w.addDevice(ctx, "phone"); err != nil {
-		return err
-	}
 	if _, err := w.roots(ctx); err != nil {
 		return err
 	}
-	p12Password, err := w.addP12(ctx, "browser")
+	link, err := w.invite(ctx, "phone", 0)
 	if err != nil {
 		return err
 	}
-	fmt.Fprint(out, w.picture(p12Password))
+	if _, err := w.enrol(ctx, link, "phone"); err != nil {
+		return err
+	}
+	password, err := w.addP12(ctx, "browser")
+	if err != nil {
+		return err
+	}
+	if link, err = w.invite(ctx, "my-browser", demoLinkTTL); err != nil {
+		return err
+	}
+	fmt.Fprint(out, w.picture(password, link))
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
@@ -297,10 +244,13 @@ func (w *demoWorld) stay(ctx context.Context, out io.Writer) error {
 	}
 }
 
-func (w *demoWorld) picture(password string) string {
+// demoLinkTTL is how long the printed link waits for somebody to try it.
+const demoLinkTTL = 24 * time.Hour
+
+func (w *demoWorld) picture(password, link string) string {
 	_, port, _ := net.SplitHostPort(w.addr)
 	relay := fmt.Sprintf("%-37s", "relay on "+w.addr+", TCP and UDP") // as wide as what stands below it
-	r := strings.NewReplacer("{relay}", relay, "{dir}", quoted(w.dir), "{port}", port, "{addr}", w.addr, "{self}", self(), "{pw}", password,
+	r := strings.NewReplacer("{relay}", relay, "{dir}", quoted(w.dir), "{port}", port, "{addr}", w.addr, "{self}", self(), "{pw}", password, "{link}", link,
 		"{web}", w.apps.web.Addr().String(), "{echo}", w.apps.echo.Addr().String(), "{domain}", demoDomain)
 	return r.Replace(`
 you, the device            {relay} home (no port open)
@@ -309,12 +259,14 @@ you, the device            {relay} home (no port open)
                              any other name: TLS alert                  └► echo  tcp://{echo}
 
 with the certificate (the live clock ends with Ctrl-C):
-  curl --cacert {dir}/ca.pem --cert {dir}/phone.crt --key {dir}/phone.key https://web.{domain}:{port}/
-  curl --cacert {dir}/ca.pem --cert {dir}/phone.crt --key {dir}/phone.key -N https://web.{domain}:{port}/clock
-  printf 'hello\n' | {self} connect --relay {addr} --ca {dir}/ca.pem --cert {dir}/phone.crt --key {dir}/phone.key echo.{domain}
+  curl --cacert {dir}/ca.pem --cert {dir}/phone/phone.crt --key {dir}/phone/phone.key https://web.{domain}:{port}/
+  curl --cacert {dir}/ca.pem --cert {dir}/phone/phone.crt --key {dir}/phone/phone.key -N https://web.{domain}:{port}/clock
+  printf 'hello\n' | {self} connect --device {dir}/phone echo.{domain}
 without it the handshake fails:
   curl --cacert {dir}/ca.pem https://web.{domain}:{port}/
-browser: import {dir}/ca.pem as an authority and {dir}/browser.p12 (password {pw}), then open
+browser: import {dir}/ca.pem as an authority and make it a device with this link, which works once
+  {link}
+or import {dir}/browser.p12 (password {pw}), then open
   https://web.{domain}:{port}/
 look, and take the certificate back:
   {self} status --data {dir}/relay

@@ -64,7 +64,7 @@ func TestDemoPictureIsAligned(t *testing.T) {
 	}
 	defer apps.close()
 	for _, addr := range []string{"127.0.0.1:8443", "127.0.0.1:51234", "[::1]:8443"} {
-		lines := strings.Split((&demoWorld{dir: "/d", addr: addr, apps: apps}).picture("pw"), "\n")
+		lines := strings.Split((&demoWorld{dir: "/d", addr: addr, apps: apps}).picture("pw", "https://x/#y"), "\n")
 		column := func(line int, word string) int {
 			before, _, ok := strings.Cut(lines[line], word)
 			if !ok {

@@ -55,6 +55,23 @@ func relayCommand(io stdio) *cli.Command {
 				Action:       func(c *cli.Context) error { return relayCA(c, io) },
 			},
 			{
+				Name:         "certs",
+				Usage:        "how the public certificates stand, and what keeps one from coming",
+				OnUsageError: onUsageError,
+				Flags: []cli.Flag{
+					dataFlag(defaultRelayData), jsonFlag(),
+					&cli.StringFlag{Name: "retry", Usage: "ask for the certificate of `HOST` now instead of at the next turn"},
+				},
+				Action: func(c *cli.Context) error { return relayCerts(c, io) },
+			},
+			{
+				Name:         "dashboard",
+				Usage:        "how to open the dashboard from here or over ssh; prints a one-time link with --admin-listen",
+				OnUsageError: onUsageError,
+				Flags:        []cli.Flag{dataFlag(defaultRelayData)},
+				Action:       func(c *cli.Context) error { return relayDashboard(c, io) },
+			},
+			{
 				Name:         "release",
 				Usage:        "free a claimed host for other agents",
 				ArgsUsage:    "HOST",
@@ -83,11 +100,17 @@ func relayFlags() []cli.Flag {
 		&cli.StringFlag{Name: "http", Usage: "`ADDR`ess that redirects to HTTPS, or off", Value: ":80", EnvVars: []string{"SALLYPORT_HTTP"}},
 		&cli.StringFlag{Name: "address", Usage: "`HOST:PORT` that agents dial; default relay.DOMAIN and the port of --listen", EnvVars: []string{"SALLYPORT_ADDRESS"}},
 		&cli.IntFlag{Name: "public-port", Usage: "`PORT` in visitors' URLs, when a router maps it", DefaultText: "that of --listen", EnvVars: []string{"SALLYPORT_PUBLIC_PORT"}},
-		&cli.StringFlag{Name: "certs", Usage: "where public certificates come from: `internal` or files", Value: relay.CertsInternal, EnvVars: []string{"SALLYPORT_CERTS"}},
+		&cli.StringFlag{Name: "certs", Usage: "where public certificates come from: `acme`, files or internal", DefaultText: "acme; internal for domains that no public CA certifies", EnvVars: []string{"SALLYPORT_CERTS"}},
 		&cli.StringFlag{Name: "cert", Usage: "with --certs files: certificate chain, PEM `FILE`", EnvVars: []string{"SALLYPORT_CERT"}},
 		&cli.StringFlag{Name: "key", Usage: "with --certs files: its key, PEM `FILE`", EnvVars: []string{"SALLYPORT_KEY"}},
+		&cli.StringFlag{Name: "acme-ca", Usage: "directory `URL` of the ACME server", DefaultText: "Let's Encrypt", EnvVars: []string{"SALLYPORT_ACME_CA"}},
+		&cli.StringFlag{Name: "acme-root", Usage: "PEM `FILE` with the root of the ACME server's own certificate", DefaultText: "the system's roots", EnvVars: []string{"SALLYPORT_ACME_ROOT"}},
+		&cli.StringFlag{Name: "acme-email", Usage: "mail `ADDRESS` of the ACME account", EnvVars: []string{"SALLYPORT_ACME_EMAIL"}},
 		&cli.StringFlag{Name: "decoy", Usage: "what strangers meet: off, page, or `tcp://HOST:PORT`", Value: relay.DecoyOff, EnvVars: []string{"SALLYPORT_DECOY"}},
 		&cli.IntFlag{Name: "replicas", Usage: "`N` live instances of one agent key may share its streams", Value: 1, EnvVars: []string{"SALLYPORT_REPLICAS"}},
+		&cli.BoolFlag{Name: "admin-host", Usage: "the dashboard at admin.DOMAIN too, for devices marked admin", EnvVars: []string{"SALLYPORT_ADMIN_HOST"}},
+		&cli.StringFlag{Name: "admin-listen", Usage: "the dashboard on loopback `ADDR`ess too, behind one-time links of relay dashboard", EnvVars: []string{"SALLYPORT_ADMIN_LISTEN"}},
+		&cli.BoolFlag{Name: "open-enrolment", Usage: "take requests for certificates without a link; each waits for device approve", EnvVars: []string{"SALLYPORT_OPEN_ENROLMENT"}},
 	}, logFlags()...)
 }
 
@@ -224,7 +247,7 @@ func relayCA(c *cli.Context, io stdio) error {
 		return err
 	}
 	if ca.Server == "" {
-		return failed(exitFailed, "with --certs files visitors trust whoever signed those files",
+		return failed(exitFailed, "visitors trust whoever signed its public certificates: nothing is to be installed",
 			errors.New("this relay has no internal CA"))
 	}
 	fmt.Fprint(io.out, ca.Server)

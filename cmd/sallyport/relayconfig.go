@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -21,10 +22,21 @@ type relayFile struct {
 	Data         string      `yaml:"data"`
 	Certs        string      `yaml:"certs"`
 	Certificates []certPair  `yaml:"certificates"`
+	ACME         acmeSection `yaml:"acme"`
 	Decoy        string      `yaml:"decoy"`
 	PublicPort   int         `yaml:"public_port"`
 	Replicas     int         `yaml:"replicas"`
+	AdminHost    bool        `yaml:"admin_host"`
+	AdminListen  string      `yaml:"admin_listen"`
+	OpenEnrol    bool        `yaml:"open_enrolment"`
 	Log          logSettings `yaml:"log"`
+}
+
+// acmeSection is where certificates come from with certs: acme.
+type acmeSection struct {
+	CA    string `yaml:"ca"`
+	Root  string `yaml:"root"`
+	Email string `yaml:"email"`
 }
 
 type certPair struct {
@@ -54,6 +66,13 @@ func loadRelay(c *cli.Context) (relay.Config, logSettings, error) {
 		PublicPort: intSetting(c, "public-port", rf.PublicPort),
 		Replicas:   intSetting(c, "replicas", rf.Replicas),
 		Software:   softwareVersion(),
+
+		AdminHost:     boolSetting(c, "admin-host", rf.AdminHost),
+		AdminListen:   setting(c, "admin-listen", rf.AdminListen),
+		OpenEnrolment: boolSetting(c, "open-enrolment", rf.OpenEnrol),
+		ACME: relay.ACME{
+			CA: setting(c, "acme-ca", rf.ACME.CA), RootFile: setting(c, "acme-root", rf.ACME.Root), Email: setting(c, "acme-email", rf.ACME.Email),
+		},
 	}
 	for _, p := range rf.Certificates {
 		conf.CertFiles = append(conf.CertFiles, certs.Pair{Cert: p.Cert, Key: p.Key})
@@ -83,14 +102,22 @@ func settingsError(c *cli.Context, file *configfile.File, problems []relay.Probl
 	return nil
 }
 
+// flagOf is the flag that sets a key of the file.
 func flagOf(key string) string {
 	switch key {
-	case "public_port":
-		return "public-port"
 	case "certificates":
 		return "cert"
+	case "acme": // the section as a whole: it does not go with certs
+		return "certs"
 	}
-	return key
+	return strings.NewReplacer("_", "-", ".", "-").Replace(key)
+}
+
+func boolSetting(c *cli.Context, flag string, file bool) bool {
+	if c.IsSet(flag) {
+		return c.Bool(flag)
+	}
+	return file
 }
 
 func intSetting(c *cli.Context, flag string, file int) int {

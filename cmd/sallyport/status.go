@@ -35,6 +35,9 @@ type statusJSON struct {
 	Schema int             `json:"schema"`
 	Relay  *admin.Status   `json:"relay,omitempty"`
 	Agent  *control.Status `json:"agent,omitempty"`
+
+	Certificates []admin.PublicCert   `json:"certificates,omitempty"` // of the relay
+	Requests     []admin.EnrolRequest `json:"requests,omitempty"`     // that wait for its owner
 }
 
 func showStatus(c *cli.Context, io stdio) error {
@@ -45,10 +48,15 @@ func showStatus(c *cli.Context, io stdio) error {
 	st := statusJSON{Schema: 1}
 	var errs []error
 	if socketThere(relayDir, admin.SocketName) {
-		r, err := admin.NewClient(relayDir).Status(c.Context)
+		client := admin.NewClient(relayDir)
+		r, err := client.Status(c.Context)
 		if err == nil {
 			r.Agents, r.Hosts = list(r.Agents), list(r.Hosts)
 			st.Relay = &r
+			var err1, err2 error
+			st.Certificates, err1 = client.Certificates(c.Context)
+			st.Requests, err2 = client.Requests(c.Context)
+			err = errors.Join(err1, err2)
 		}
 		errs = append(errs, err)
 	}
@@ -75,6 +83,16 @@ func showStatus(c *cli.Context, io stdio) error {
 	}
 	if st.Relay != nil {
 		printRelay(io.out, *st.Relay)
+		if len(st.Certificates) > 0 {
+			fmt.Fprintln(io.out)
+			printCerts(io.out, st.Certificates, time.Now())
+		}
+		if n := len(st.Requests); n > 0 {
+			fmt.Fprintf(io.out, "\n%d waiting for approval: sallyport device list%s\n", n, dataArg(relayDir, defaultRelayData))
+		}
+		for _, warn := range st.Relay.Warnings {
+			fmt.Fprintf(io.out, "\nwarning: %s\n", warn)
+		}
 	}
 	if st.Agent != nil {
 		printAgent(io.out, *st.Agent)
@@ -136,9 +154,6 @@ func printRelay(out io.Writer, st admin.Status) {
 		}
 	}
 	w.Flush()
-	for _, warn := range st.Warnings {
-		fmt.Fprintf(out, "\nwarning: %s\n", warn)
-	}
 }
 
 func agentState(a admin.Agent) string {
@@ -163,6 +178,9 @@ func printAgent(out io.Writer, st control.Status) {
 		fmt.Fprintf(out, "link %s to %s  RTT %.1f ms  streams %d  in %s  out %s\n",
 			st.Link.Transport, st.Link.Addr, st.Link.RTT, st.Link.Streams, bytesText(st.Link.BytesIn), bytesText(st.Link.BytesOut))
 	}
+	if !st.CertEnds.IsZero() {
+		fmt.Fprintf(out, "certificate until %s (days left: %s), renewed by itself\n", st.CertEnds.Local().Format(time.DateTime), daysLeft(st.CertEnds, time.Now()))
+	}
 	if st.Demoted != "" {
 		fmt.Fprintf(out, "%s stalls here and is not used until %s\n", st.Demoted, st.Until.Local().Format(time.TimeOnly))
 	}
@@ -181,6 +199,9 @@ func printAgent(out io.Writer, st control.Status) {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", s.Name, s.Target, s.Auth, where, s.Origin)
 	}
 	w.Flush()
+	for _, warn := range st.Warnings {
+		fmt.Fprintf(out, "\nwarning: %s\n", warn)
+	}
 	for _, s := range st.Services {
 		if s.Warning != "" {
 			fmt.Fprintf(out, "\nwarning: %s: %s\n", s.Name, s.Warning)

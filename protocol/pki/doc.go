@@ -9,6 +9,7 @@
 //	ca, err := pki.LoadOrCreate("/var/lib/sallyport/relay/ca", "device")
 //	pub, err := pki.ParseCSR(der)
 //	cert, err := ca.Issue(pub, pki.Grant{Profile: pki.Device, Name: "anna-phone", NotAfter: end})
+//	der, err = ca.RevocationList(revoked, number, now, now.Add(week))
 //
 // An authority whose files are damaged is never replaced silently: a new one
 // would lock out every device. [LoadOrCreate] makes one only where no trace of

@@ -3,11 +3,14 @@ package pki
 import (
 	"crypto"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/asn1"
 	"errors"
 	"fmt"
 	"math/big"
+	"net/url"
 	"strings"
 	"time"
 	"unicode"
@@ -23,18 +26,29 @@ type Profile int
 // The profiles. Clients and servers never share one: a device's certificate
 // must not be able to pose as a server.
 const (
-	Device Profile = iota + 1 // a phone or laptop: client authentication
-	Agent                     // an agent at home: client authentication
-	Server                    // a host of the internal CA: server authentication
+	Device    Profile = iota + 1 // a phone or laptop: client authentication
+	Agent                        // an agent at home: client authentication
+	Server                       // a host of the internal CA: server authentication
+	Registrar                    // the go-between of SCEP: signs and decrypts for the CA, is neither client nor server
 )
+
+// registrarUsage is the extended usage of registrars: Microsoft's "certificate
+// request agent", which phones have met in SCEP for twenty years. Without any
+// extended usage a certificate counts as one for every use, of clients and
+// servers too.
+var registrarUsage = asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 311, 20, 2, 1}
+
+// registrarName is every registrar's name: it says nothing of the owner.
+const registrarName = "Sallyport registrar"
 
 // A Grant says what Issue writes into a certificate.
 type Grant struct {
 	Profile   Profile
-	Name      string    // common name; at most 64 bytes, or a host name when Server
+	Name      string    // common name; at most 64 bytes, or a host name when Server; empty when Registrar
 	DNSNames  []string  // Server only: further names, canonical, "*.x" allowed; Name is always one
 	NotBefore time.Time // zero: an hour ago, for clocks that lag
 	NotAfter  time.Time // zero: in a year; never later than the CA's own end
+	CRLURL    string    // Device only: http or https URL of the CA's revocation list, for verifiers elsewhere; empty: none named
 }
 
 const (
@@ -56,7 +70,7 @@ func (a *Authority) Issue(pub crypto.PublicKey, g Grant) (*x509.Certificate, err
 	if sameKey(a.cert.PublicKey, pub) {
 		return nil, errors.New("issue a certificate: this is the key of the CA itself")
 	}
-	tmpl, err := a.template(g)
+	tmpl, err := a.template(pub, g)
 	if err != nil {
 		return nil, fmt.Errorf("issue a certificate for %q: %w", g.Name, err)
 	}
@@ -67,7 +81,7 @@ func (a *Authority) Issue(pub crypto.PublicKey, g Grant) (*x509.Certificate, err
 	return x509.ParseCertificate(der)
 }
 
-func (a *Authority) template(g Grant) (*x509.Certificate, error) {
+func (a *Authority) template(pub crypto.PublicKey, g Grant) (*x509.Certificate, error) {
 	now := a.now()
 	if err := plausible(now); err != nil {
 		return nil, err
@@ -87,6 +101,12 @@ func (a *Authority) template(g Grant) (*x509.Certificate, error) {
 		NotAfter:              to,
 		KeyUsage:              x509.KeyUsageDigitalSignature,
 		BasicConstraintsValid: true, // and not a CA
+	}
+	if g.CRLURL != "" {
+		if err := checkCRLURL(g); err != nil {
+			return nil, err
+		}
+		tmpl.CRLDistributionPoints = []string{g.CRLURL}
 	}
 	switch g.Profile {
 	case Device, Agent:
@@ -110,6 +130,16 @@ func (a *Authority) template(g Grant) (*x509.Certificate, error) {
 		if len(g.Name) > maxCommonName {
 			tmpl.Subject = pkix.Name{} // the name stands in the SAN
 		}
+	case Registrar:
+		if g.Name != "" || len(g.DNSNames) > 0 {
+			return nil, errors.New("a registrar's certificate carries no names of ours")
+		}
+		if _, ok := pub.(*rsa.PublicKey); !ok {
+			return nil, fmt.Errorf("a registrar decrypts with its key, which a key of type %T cannot: use RSA", pub)
+		}
+		tmpl.Subject = pkix.Name{CommonName: registrarName}
+		tmpl.KeyUsage |= x509.KeyUsageKeyEncipherment
+		tmpl.UnknownExtKeyUsage = []asn1.ObjectIdentifier{registrarUsage}
 	default:
 		return nil, fmt.Errorf("profile %d does not exist", g.Profile)
 	}
@@ -158,6 +188,19 @@ func newSerial() (*big.Int, error) {
 		serial.SetInt64(1)
 	}
 	return serial, nil
+}
+
+// checkCRLURL keeps a certificate from sending its verifiers anywhere but to a
+// plain list: they follow the URL without asking.
+func checkCRLURL(g Grant) error {
+	if g.Profile != Device {
+		return errors.New("only a device's certificate names a revocation list")
+	}
+	u, err := url.Parse(g.CRLURL)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+		return fmt.Errorf("%q is no address of a revocation list: write http://HOST/PATH", g.CRLURL)
+	}
+	return nil
 }
 
 func checkCommonName(name string) error {

@@ -44,8 +44,8 @@ type ACMEConfig struct {
 	Resolver    Resolver         // nil: the system's
 	Now         func() time.Time // nil: time.Now
 	Logger      *slog.Logger     // nil: no logs
-	// Events hears of certificate_issued, certificate_renewed and
-	// certificate_failed (once per new reason). Nil: nobody does.
+	// Events hears of certificate.issued, certificate.renewed and
+	// certificate.failed (once per new reason). Nil: nobody does.
 	Events func(event string, attrs ...slog.Attr)
 }
 

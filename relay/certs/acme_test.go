@@ -183,9 +183,9 @@ func TestACMERenewsUnderTraffic(t *testing.T) {
 		select {
 		case e := <-b.events:
 			event, host, _ := strings.Cut(e, " ")
-			if event == "certificate_renewed" {
+			if event == "certificate.renewed" {
 				renewed[host]++
-			} else if event == "certificate_failed" {
+			} else if event == "certificate.failed" {
 				t.Errorf("%s: %+v", e, b.status(host))
 			}
 		case <-time.After(time.Minute):
@@ -372,7 +372,7 @@ func TestACMEAdvice(t *testing.T) {
 	b.make(t)
 	b.acme.SetHosts([]string{host})
 	b.run(t)
-	b.next(t, "certificate_renewed", host)
+	b.next(t, "certificate.renewed", host)
 	second, err := b.visit(host, roots)
 	if err != nil || second.Equal(first) {
 		t.Fatalf("not renewed: %v", err)

@@ -257,9 +257,9 @@ func (a *ACME) refreshAdvice(ctx context.Context, m *managed) {
 // is held.
 func (a *ACME) succeeded(m *managed, cert *tls.Certificate) (say event) {
 	if cert != nil {
-		say = event{level: slog.LevelInfo, name: "certificate_issued"}
+		say = event{level: slog.LevelInfo, name: "certificate.issued"}
 		if m.cert != nil {
-			say.name = "certificate_renewed"
+			say.name = "certificate.renewed"
 		}
 		say.attrs = []slog.Attr{slog.String("host", m.name), slog.String("issuer", issuerName(cert.Leaf)), slog.Time("until", cert.Leaf.NotAfter)}
 		m.cert, m.at, m.advice = cert, a.config.Now(), acme.RenewalInfo{}
@@ -296,7 +296,7 @@ func (a *ACME) failed(m *managed, err error) event {
 		level = slog.LevelError
 	}
 	m.problem, m.fix = f.problem, f.fix
-	return event{level, "certificate_failed", []slog.Attr{
+	return event{level, "certificate.failed", []slog.Attr{
 		slog.String("host", m.name), slog.String("problem", f.problem), slog.String("fix", f.fix), slog.Time("next", m.due),
 		slog.Bool("old_serves", m.cert != nil && now.Before(m.cert.Leaf.NotAfter)),
 	}}

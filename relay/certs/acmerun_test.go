@@ -174,7 +174,7 @@ func TestRenewalSchedule(t *testing.T) {
 		if st.State != StateFailing || !strings.Contains(st.Problem, "not today") || strings.Contains(st.Problem, "\n") || st.Fix == "" || !st.NotAfter.Equal(leaf.NotAfter) {
 			t.Errorf("%+v", st)
 		}
-		if n := strings.Count(log.String(), "certificate_failed"); n != 1 {
+		if n := strings.Count(log.String(), "certificate.failed"); n != 1 {
 			t.Errorf("the same failure is logged %d times", n)
 		}
 		if cert, err := a.GetCertificate("ha.relay.test"); err != nil || !cert.Leaf.Equal(leaf) {

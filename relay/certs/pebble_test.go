@@ -371,7 +371,7 @@ type bench struct {
 	config ACMEConfig
 	acme   *ACME
 	log    *logBuffer
-	events chan string // "certificate_issued ha.relay.test"
+	events chan string // "certificate.issued ha.relay.test"
 	stop   func()      // ends Run and waits; the front stays
 }
 

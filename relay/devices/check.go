@@ -9,14 +9,14 @@ import (
 	"github.com/sallyport/sallyport/protocol/names"
 )
 
-// A Denial is why a certificate may not come in. The empty one is Allowed.
+// A Denial is why a certificate or token may not come in. The empty one is Allowed.
 type Denial string
 
-// The answers of Check.
+// The answers of Check and CheckToken.
 const (
 	Allowed       Denial = ""
-	DeniedUnknown Denial = "unknown"     // not one of our certificates
-	DeniedExpired Denial = "expired"     // outside its dates
+	DeniedUnknown Denial = "unknown"     // none of ours
+	DeniedExpired Denial = "expired"     // outside its dates, or past the end that the owner set
 	DeniedRevoked Denial = "revoked"     //
 	DeniedHost    Denial = "not-allowed" // may come in, but not at this host
 )
@@ -36,17 +36,30 @@ func (d *Devices) Check(leaf *x509.Certificate, host string, now time.Time) (Dev
 		return Device{}, DeniedUnknown
 	}
 	e := d.current.Load().byCert[sha256.Sum256(leaf.Raw)]
-	switch {
-	case e == nil || !e.trusted:
-		return Device{}, DeniedUnknown
-	case e.Revoked:
-		return e.device(), DeniedRevoked
-	case now.Before(e.notBefore) || now.After(e.NotAfter):
-		return e.device(), DeniedExpired
+	switch denial := d.judge(e, now); {
+	case denial == DeniedUnknown:
+		return Device{}, denial
+	case denial != Allowed:
+		return e.device(), denial
 	case !e.mayVisit(host):
 		return e.device(), DeniedHost
 	}
 	return e.device(), Allowed
+}
+
+// judge says whether a device may come in anywhere now. The clock is believed
+// only where it does not contradict the records.
+func (d *Devices) judge(e *entry, now time.Time) Denial {
+	now = d.latest(now)
+	switch {
+	case e == nil || !e.trusted:
+		return DeniedUnknown
+	case e.Revoked:
+		return DeniedRevoked
+	case e.endedBy(now), e.cert != nil && now.Before(e.cert.NotBefore):
+		return DeniedExpired
+	}
+	return Allowed
 }
 
 // mayVisit fails closed: a host that is empty or not canonical matches no

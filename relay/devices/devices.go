@@ -1,18 +1,26 @@
-// Package devices keeps the phones and laptops that hold a client certificate:
-// it issues, lists and revokes, and answers at every request whether a
-// certificate may come in.
+// Package devices keeps the phones and laptops that hold a client certificate,
+// and the visitors that can hold none and bring a token instead: it issues,
+// renews, lists and revokes, and answers at every request who may come in.
 //
 //	devs, err := devices.New(ctx, devices.Config{Store: kv, CA: ca, Domain: "example.org", OnRevoke: door.Disconnect})
 //	go devs.Run(ctx)
-//	dev, cert, err := devs.Add(ctx, "anna-phone", pub, nil, time.Time{})
+//	dev, cert, err := devs.Add(ctx, devices.Grant{Name: "anna-phone", Key: pub})
 //	dev, denial := devs.Check(leaf, "ha.example.org", time.Now())
+//	dev, cert, err = devs.Renew(ctx, leaf, newPub)
+//	dev, err = devs.Change(ctx, "anna-phone", devices.Change{Hosts: &[]string{"ha"}})
 //	dev, err = devs.Revoke(ctx, "anna-phone")
 //
 // Only certificates that stand in the records come in: one that the CA signed
 // but nobody recorded is unknown. In the store, "devices/NAME" holds all
-// generations of a name, of which only the last may be live, so that one
-// compare-and-set keeps names unique; "device-keys/ID" remembers every key
-// that was ever certified; "device-seen/ID" says when a device came last.
+// generations of a name, so that one compare-and-set keeps names unique: of
+// all that ever had the name only one device is live, be it with several
+// certificates that renewed each other. "device-keys/ID" remembers every key
+// that was ever certified; "device-seen/ID" says when a device came last;
+// "device-crl" is the number of the last revocation list.
+//
+// Time is the clock's, but never earlier than the newest moment that the
+// records know of (see ClockWarning): a clock that was set back lets nothing
+// in that had ended before.
 package devices
 
 import (
@@ -38,29 +46,13 @@ var (
 	ErrUnknown   = errors.New("no such device")
 )
 
-// A Device is one certificate and who it was given to.
-type Device struct {
-	ID        string    `json:"id"` // SHA-256 of the certificate's public key (SubjectPublicKeyInfo), hex
-	Name      string    `json:"name"`
-	Serial    string    `json:"serial"`          // of the certificate, hex
-	Hosts     []string  `json:"hosts,omitempty"` // patterns of where it may go; empty: everywhere. Shared: do not change
-	Created   time.Time `json:"created"`
-	NotAfter  time.Time `json:"not_after"`
-	LastSeen  time.Time `json:"last_seen,omitzero"` // to the minute after a restart
-	RevokedAt time.Time `json:"revoked_at,omitzero"`
-	Revoked   bool      `json:"revoked"`
-	Kind      string    `json:"kind"` // how it proves itself: KindCertificate
-}
-
-// KindCertificate is the kind of a device that holds a client certificate.
-const KindCertificate = "certificate"
-
 // Config says what Devices works with. Store and CA are required.
 type Config struct {
 	Store    store.KV
 	CA       *pki.Authority
-	Domain   string           // the relay's; completes hints to the owner
+	Domain   string           // the relay's, canonical; completes bare labels and the hosts of tokens
 	Lifetime time.Duration    // of certificates; 0: 365 days
+	CRLURL   string           // where CRL is served, written into certificates; empty: nothing is written
 	Now      func() time.Time // nil: time.Now
 	Logger   *slog.Logger     // nil: silent
 
@@ -68,6 +60,12 @@ type Config struct {
 	// that is on disk and Check already says no. It may be called more than
 	// once for one device and from several goroutines. Nil: nobody is told.
 	OnRevoke func(id string)
+
+	// OnChange is called after anything has changed in the set of devices and
+	// tokens, also through another relay on the same store: Tokens already
+	// tells the new state. No lock is held. It may be called more often than
+	// things change, and from several goroutines. Nil: nobody is told.
+	OnChange func()
 }
 
 const defaultLifetime = 365 * 24 * time.Hour
@@ -91,6 +89,9 @@ func (c *Config) fill() error {
 	if c.OnRevoke == nil {
 		c.OnRevoke = func(string) {}
 	}
+	if c.OnChange == nil {
+		c.OnChange = func() {}
+	}
 	return nil
 }
 
@@ -98,7 +99,10 @@ func (c *Config) fill() error {
 type Devices struct {
 	cfg     Config
 	current atomic.Pointer[snapshot]
-	mu      sync.Mutex // guards the replacement of current; no I/O and no callback under it
+	mu      sync.Mutex                     // guards the replacement of current; no I/O and no callback under it
+	newest  atomic.Int64                   // the latest moment that the records know of, Unix seconds
+	crlTurn sync.Mutex                     // one revocation list is made at a time; may be held across the store
+	crl     atomic.Pointer[revocationList] // the last one made here; replaced under crlTurn
 }
 
 // New reads all records. One that cannot be read is an error: to go on without
@@ -160,13 +164,4 @@ func (d *Devices) Get(name string) (Device, bool) {
 		return Device{}, false
 	}
 	return g.entries[len(g.entries)-1].device(), true
-}
-
-// ByID returns the device with an ID.
-func (d *Devices) ByID(id string) (Device, bool) {
-	e := d.current.Load().byID[id]
-	if e == nil {
-		return Device{}, false
-	}
-	return e.device(), true
 }

@@ -3,6 +3,7 @@ package devices
 import (
 	"crypto"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -57,6 +59,37 @@ func (r *revocations) count(id string) (n int) {
 	return n
 }
 
+// must is for what cannot fail in a test that is right.
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+// A testClock is the clock of a test that moves it.
+type testClock struct{ now atomic.Int64 }
+
+func newClock() *testClock {
+	c := &testClock{}
+	c.set(today)
+	return c
+}
+
+func (c *testClock) set(t time.Time)       { c.now.Store(t.Unix()) }
+func (c *testClock) time() time.Time       { return time.Unix(c.now.Load(), 0).UTC() }
+func (c *testClock) skip(by time.Duration) { c.set(c.time().Add(by)) }
+
+// configAt is config with a clock, for the CA too.
+func configAt(t testing.TB, c *testClock) Config {
+	t.Helper()
+	ca, err := pki.NewAuthority("device", c.time)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Config{Store: memstore.New(), CA: ca, Domain: "example.org", Now: c.time}
+}
+
 func config(t testing.TB) Config {
 	return Config{Store: memstore.New(), CA: newCA(t), Domain: "example.org", Now: clock}
 }
@@ -81,7 +114,7 @@ func newPublic(t testing.TB) crypto.PublicKey {
 
 func add(t testing.TB, d *Devices, name string, hosts ...string) (Device, *x509.Certificate) {
 	t.Helper()
-	dev, cert, err := d.Add(t.Context(), name, newPublic(t), hosts, time.Time{})
+	dev, cert, err := d.Add(t.Context(), Grant{Name: name, Key: newPublic(t), Hosts: hosts})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,7 +131,7 @@ func check(t testing.TB, d *Devices, leaf *x509.Certificate, host string, now ti
 func TestAddAndCheck(t *testing.T) {
 	d := open(t, config(t))
 	pub := newPublic(t)
-	dev, cert, err := d.Add(t.Context(), "anna-phone", pub, nil, time.Time{})
+	dev, cert, err := d.Add(t.Context(), Grant{Name: "anna-phone", Key: pub})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -130,21 +163,21 @@ func TestAddRefuses(t *testing.T) {
 	d := open(t, cfg)
 	ctx := t.Context()
 	for _, name := range []string{"", "-a", "Anna", "a b", "a/b", "a_b", "ä", strings.Repeat("a", 64)} {
-		if _, _, err := d.Add(ctx, name, newPublic(t), nil, time.Time{}); err == nil {
+		if _, _, err := d.Add(ctx, Grant{Name: name, Key: newPublic(t)}); err == nil {
 			t.Errorf("the name %q was taken", name)
 		}
 	}
-	for _, host := range []string{"", "*", "a.*.org", "127.0.0.1", "a b.org", "*.*.org", "ha.example.org:443", "ha"} {
-		if _, _, err := d.Add(ctx, "x", newPublic(t), []string{host}, time.Time{}); err == nil {
+	for _, host := range []string{"", "*", "a.*.org", "127.0.0.1", "a b.org", "*.*.org", "ha.example.org:443", "-ha", "*ha"} {
+		if _, _, err := d.Add(ctx, Grant{Name: "x", Key: newPublic(t), Hosts: []string{host}}); err == nil {
 			t.Errorf("the host pattern %q was taken", host)
 		}
 	}
 	for _, until := range []time.Time{today, today.Add(-time.Hour), today.AddDate(20, 0, 0)} {
-		if _, _, err := d.Add(ctx, "x", newPublic(t), nil, until); err == nil {
+		if _, _, err := d.Add(ctx, Grant{Name: "x", Key: newPublic(t), Until: until}); err == nil {
 			t.Errorf("a device was added until %v", until)
 		}
 	}
-	if _, _, err := d.Add(ctx, "x", cfg.CA.Cert().PublicKey, nil, time.Time{}); err == nil {
+	if _, _, err := d.Add(ctx, Grant{Name: "x", Key: cfg.CA.Cert().PublicKey}); err == nil {
 		t.Error("the CA's own key was added as a device")
 	}
 	if list := d.List(); len(list) != 0 {
@@ -158,24 +191,28 @@ func TestAddRefuses(t *testing.T) {
 func TestUntil(t *testing.T) {
 	d := open(t, config(t))
 	end := today.Add(48 * time.Hour)
-	_, cert, err := d.Add(t.Context(), "guest", newPublic(t), nil, end)
+	dev, cert, err := d.Add(t.Context(), Grant{Name: "guest", Key: newPublic(t), Until: end})
 	if err != nil {
 		t.Fatal(err)
 	}
 	check(t, d, cert, "ha.example.org", end, Allowed)
 	check(t, d, cert, "ha.example.org", end.Add(time.Second), DeniedExpired)
-	check(t, d, cert, "ha.example.org", cert.NotBefore.Add(-time.Second), DeniedExpired)
+	if dev.Until != end || !dev.Ends().Equal(end) || !cert.NotAfter.Equal(end) {
+		t.Errorf("a guest until %v got %+v, certificate until %v", end, dev, cert.NotAfter)
+	}
 }
 
 func TestHosts(t *testing.T) {
 	d := open(t, config(t))
-	dev, cert := add(t, d, "guest", "HA.example.org.", "*.alice.example.org", "ha.example.org")
-	if want := []string{"ha.example.org", "*.alice.example.org"}; !slices.Equal(dev.Hosts, want) {
+	dev, cert := add(t, d, "guest", "HA.example.org.", "*.alice.example.org", "ha", "Photos")
+	if want := []string{"ha.example.org", "*.alice.example.org", "photos.example.org"}; !slices.Equal(dev.Hosts, want) {
 		t.Errorf("hosts %v, want %v", dev.Hosts, want)
 	}
 	for host, want := range map[string]Denial{
 		"ha.example.org":           Allowed,
 		"door.alice.example.org":   Allowed,
+		"photos.example.org":       Allowed,
+		"photos":                   DeniedHost,
 		"door.example.org":         DeniedHost,
 		"alice.example.org":        DeniedHost,
 		"a.door.alice.example.org": DeniedHost,
@@ -195,7 +232,7 @@ func TestForeignCertificates(t *testing.T) {
 	cfg := config(t)
 	d := open(t, cfg)
 	key, _ := pki.NewKey()
-	_, cert, err := d.Add(t.Context(), "anna-phone", key.Public(), nil, time.Time{})
+	_, cert, err := d.Add(t.Context(), Grant{Name: "anna-phone", Key: key.Public()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -260,7 +297,15 @@ func TestRecordsAreNotBelieved(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	certs := map[string]*x509.Certificate{"server": server, "foreign": foreign, "ca": cfg.CA.Cert()}
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	registrar, err := cfg.CA.Issue(key.Public(), pki.Grant{Profile: pki.Registrar})
+	if err != nil {
+		t.Fatal(err)
+	}
+	certs := map[string]*x509.Certificate{"server": server, "foreign": foreign, "ca": cfg.CA.Cert(), "registrar": registrar}
 	for name, cert := range certs {
 		doc := &document{Version: documentVersion, Devices: []record{{Cert: cert.Raw, Created: today, Kind: KindCertificate}}}
 		data, _ := doc.encode()
@@ -278,24 +323,24 @@ func TestNamesAndKeysAreUnique(t *testing.T) {
 	d := open(t, config(t))
 	ctx := t.Context()
 	pub := newPublic(t)
-	if _, _, err := d.Add(ctx, "anna-phone", pub, nil, time.Time{}); err != nil {
+	if _, _, err := d.Add(ctx, Grant{Name: "anna-phone", Key: pub}); err != nil {
 		t.Fatal(err)
 	}
 	fresh := newPublic(t)
-	_, _, err := d.Add(ctx, "anna-phone", fresh, nil, time.Time{})
+	_, _, err := d.Add(ctx, Grant{Name: "anna-phone", Key: fresh})
 	if !errors.Is(err, ErrNameTaken) || !strings.Contains(err.Error(), "sallyport device revoke anna-phone") {
 		t.Errorf("a second device of one name: %v", err)
 	}
-	if _, _, err := d.Add(ctx, "other", fresh, nil, time.Time{}); err != nil {
+	if _, _, err := d.Add(ctx, Grant{Name: "other", Key: fresh}); err != nil {
 		t.Errorf("the refused key is burnt: %v", err)
 	}
-	if _, _, err := d.Add(ctx, "third", pub, nil, time.Time{}); !errors.Is(err, ErrKeyUsed) {
+	if _, _, err := d.Add(ctx, Grant{Name: "third", Key: pub}); !errors.Is(err, ErrKeyUsed) {
 		t.Errorf("one key for two devices: %v", err)
 	}
 	if _, err := d.Revoke(ctx, "anna-phone"); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := d.Add(ctx, "anna-phone", pub, nil, time.Time{}); !errors.Is(err, ErrKeyUsed) {
+	if _, _, err := d.Add(ctx, Grant{Name: "anna-phone", Key: pub}); !errors.Is(err, ErrKeyUsed) {
 		t.Errorf("a revoked key came back: %v", err)
 	}
 }
@@ -307,10 +352,10 @@ func TestLostNameFreesTheKey(t *testing.T) {
 	a, b := open(t, cfg), open(t, cfg)
 	add(t, a, "anna-phone")
 	pub := newPublic(t)
-	if _, _, err := b.Add(t.Context(), "anna-phone", pub, nil, time.Time{}); !errors.Is(err, ErrNameTaken) {
+	if _, _, err := b.Add(t.Context(), Grant{Name: "anna-phone", Key: pub}); !errors.Is(err, ErrNameTaken) {
 		t.Fatalf("Add: %v", err)
 	}
-	if _, _, err := b.Add(t.Context(), "anna-tablet", pub, nil, time.Time{}); err != nil {
+	if _, _, err := b.Add(t.Context(), Grant{Name: "anna-tablet", Key: pub}); err != nil {
 		t.Errorf("under another name: %v", err)
 	}
 }
@@ -356,7 +401,7 @@ func TestAddRace(t *testing.T) {
 		for i := range 8 {
 			wg.Go(func() {
 				name, pub := pick(i)
-				_, _, err := instances[i%2].Add(t.Context(), name, pub, nil, time.Time{})
+				_, _, err := instances[i%2].Add(t.Context(), Grant{Name: name, Key: pub})
 				mu.Lock()
 				defer mu.Unlock()
 				switch {

@@ -19,6 +19,18 @@ var errDisk = errors.New("no space left on device")
 
 func (failing) Update(context.Context, string, []byte, uint64) (uint64, error) { return 0, errDisk }
 
+// dying is a store that takes the claim of a key and then nothing more.
+type dying struct{ store.KV }
+
+func (s dying) Create(ctx context.Context, key string, v []byte) (uint64, error) {
+	if strings.HasPrefix(key, keyPrefix) {
+		return s.KV.Create(ctx, key, v)
+	}
+	return 0, errDisk
+}
+
+func (dying) Delete(context.Context, string, uint64) error { return errDisk }
+
 func TestRevoke(t *testing.T) {
 	cfg := config(t)
 	var told revocations
@@ -101,6 +113,8 @@ func TestNewRefusesDamagedRecords(t *testing.T) {
 	good := config(t)
 	d := open(t, good)
 	add(t, d, "anna-phone")
+	add(t, d, "ben-phone")
+	ben := strings.TrimSuffix(strings.SplitN(string(must(good.Store.Get(t.Context(), docPrefix+"ben-phone")).Value), "[", 2)[1], "]}")
 	e, err := good.Store.Get(t.Context(), docPrefix+"anna-phone")
 	if err != nil {
 		t.Fatal(err)
@@ -108,12 +122,16 @@ func TestNewRefusesDamagedRecords(t *testing.T) {
 	for name, data := range map[string]string{
 		"empty":         "",
 		"cut":           string(e.Value[:len(e.Value)/2]),
-		"newer":         strings.Replace(string(e.Value), `"v":1`, `"v":2`, 1),
-		"no devices":    `{"v":1,"devices":[]}`,
-		"no cert":       `{"v":1,"devices":[{"kind":"certificate"}]}`,
-		"unknown kind":  strings.Replace(string(e.Value), KindCertificate, "token", 1),
+		"newer":         strings.Replace(string(e.Value), `"v":2`, `"v":3,"x":1`, 1),
+		"no version":    strings.Replace(string(e.Value), `"v":2`, `"v":0`, 1),
+		"unknown field": strings.Replace(string(e.Value), `"kind"`, `"only_on_sundays":true,"kind"`, 1),
+		"more after it": string(e.Value) + "{}",
+		"no devices":    `{"v":2,"devices":[]}`,
+		"no cert":       `{"v":2,"devices":[{"kind":"certificate"}]}`,
+		"unknown kind":  strings.Replace(string(e.Value), KindCertificate, "password", 1),
 		"broken host":   strings.Replace(string(e.Value), `"kind"`, `"hosts":["*"],"kind"`, 1),
-		"two live ones": strings.Replace(string(e.Value), `"devices":[`, `"devices":[`+strings.TrimSuffix(strings.SplitN(string(e.Value), "[", 2)[1], "]}")+`,`, 1),
+		"two live ones": strings.Replace(string(e.Value), `"devices":[`, `"devices":[`+ben+`,`, 1),
+		"one twice":     strings.Replace(string(e.Value), `"devices":[`, `"devices":[`+strings.TrimSuffix(strings.SplitN(string(e.Value), "[", 2)[1], "]}")+`,`, 1),
 	} {
 		cfg := config(t)
 		if _, err := cfg.Store.Create(t.Context(), docPrefix+"anna-phone", []byte(data)); err != nil {

@@ -18,12 +18,14 @@ const seenInterval = time.Minute
 // down later. Unknown IDs are ignored.
 func (d *Devices) Seen(id string) {
 	if e := d.current.Load().byID[id]; e != nil {
-		raise(&e.seen.last, d.cfg.Now().Unix())
+		now := d.cfg.Now()
+		raise(&e.seen.last, now.Unix())
+		d.learnTime(now)
 	}
 }
 
-// Run applies what others change through the same store, and writes down when
-// devices were seen, until ctx ends. Without it Add, Revoke and Check work all
+// Run applies what others change through the same store, writes down when
+// devices were seen, and logs what ClockWarning says, until ctx ends. Without it Add, Revoke and Check work all
 // the same. It returns an error when the store stops telling.
 func (d *Devices) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
@@ -108,15 +110,18 @@ func (d *Devices) learnSeen(se store.Entry) {
 	}
 	raise(&e.seen.last, at.Unix())
 	raise(&e.seen.saved, at.Unix())
+	d.learnTime(at)
 }
 
 func (d *Devices) saveSeenUntil(ctx context.Context) {
 	tick := time.NewTicker(seenInterval)
 	defer tick.Stop()
+	warning := d.watchClock("")
 	for {
 		select {
 		case <-tick.C:
 			d.saveSeen(ctx)
+			warning = d.watchClock(warning)
 		case <-ctx.Done():
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 			defer cancel()

@@ -32,9 +32,11 @@ const helperEnv = "SALLYPORT_REAL_HELPER"
 func homeApp() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "hello from home") })
-	mux.HandleFunc("/seen", func(w http.ResponseWriter, r *http.Request) {
+	seen := func(w http.ResponseWriter, r *http.Request) {
 		_ = json.NewEncoder(w).Encode(map[string]any{"host": r.Host, "header": r.Header, "uri": r.RequestURI, "proto": r.Proto})
-	})
+	}
+	mux.HandleFunc("/seen", seen)
+	mux.HandleFunc("/seen/", seen)
 	mux.HandleFunc("/bytes", func(w http.ResponseWriter, r *http.Request) {
 		n, _ := strconv.ParseInt(r.FormValue("n"), 10, 64)
 		w.Header().Set("Content-Length", strconv.FormatInt(n, 10))

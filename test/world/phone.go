@@ -1,9 +1,11 @@
 package world
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -246,4 +248,35 @@ func (h *Watch) After(since time.Time) time.Duration {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.at.Sub(since).Round(time.Millisecond)
+}
+
+// Renew asks for the next certificate of this device, as the renewal page
+// does, with a PKCS#10 request (DER). It returns the certificate (DER).
+func (p *Phone) Renew(csr []byte) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	body, err := json.Marshal(map[string][]byte{"csr": csr})
+	if err != nil {
+		return nil, err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://check."+p.relay.Domain+"/api/renew", bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	client := p.Client(true)
+	defer client.CloseIdleConnections()
+	res, err := client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer res.Body.Close()
+	var answer struct {
+		Cert  []byte
+		Error string
+	}
+	if err := json.NewDecoder(res.Body).Decode(&answer); err != nil || answer.Error != "" {
+		return nil, fmt.Errorf("renew: %s: %s, %v", res.Status, answer.Error, err)
+	}
+	return answer.Cert, nil
 }

@@ -40,6 +40,7 @@ type relayRun struct {
 	process *process
 	disk    *disk
 	admin   *listener
+	pages   *listener // of the dashboard
 	cancel  context.CancelFunc
 	ended   chan error
 }
@@ -68,11 +69,13 @@ func (r *Relay) Start() {
 	run := &relayRun{
 		process: p, disk: &disk{KV: r.kv}, ended: make(chan error, 1),
 		admin: newListener(&net.UnixAddr{Name: "relay.sock", Net: "unix"}),
+		pages: newListener(&net.UnixAddr{Name: "dashboard.sock", Net: "unix"}),
 	}
 	conf := relay.Config{
 		DataDir: r.dir, Domain: r.Domain, Store: run.disk, HTTP: "off", Software: "world",
 		Logger: w.log.With("at", r.Name), Now: w.Now, ListenTCP: p.listenTCP, ListenUDP: p.listenUDP,
-		ListenAdmin: func() (net.Listener, error) { return run.admin, nil },
+		ListenAdmin:     func() (net.Listener, error) { return run.admin, nil },
+		ListenDashboard: func() (net.Listener, error) { return run.pages, nil },
 	}
 	if r.Config != nil {
 		r.Config(&conf)

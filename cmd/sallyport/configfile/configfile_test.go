@@ -33,7 +33,7 @@ decoy: nowhere
 	for _, want := range []string{
 		`relay.yaml:2:1: unknown key "domian" - did you mean "domain"?`,
 		`relay.yaml:3:1: "listen" is a number, but must be a string: put the value in quotes`,
-		`relay.yaml:4:1: "filse" is not one of internal, files - did you mean "files"?`,
+		`relay.yaml:4:1: "filse" is not one of acme, files, internal - did you mean "files"?`,
 		`relay.yaml:6:`,
 		`"key" is missing`,
 		`relay.yaml:7:1: `,

@@ -1,0 +1,150 @@
+package main
+
+import (
+	"fmt"
+	goio "io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/sallyport/sallyport/relay/admin"
+)
+
+// ways are how a device can be added; without any of them by a link.
+var ways = []string{"csr", "pem", "p12", "token"}
+
+// goesWith names the flags of `device add` that only some ways know; "link"
+// is the way without a flag.
+var goesWith = map[string][]string{
+	"password-file": {"p12"}, "path": {"token"}, "out": {"csr", "token"}, "approve": {"link"}, "ttl": {"link"},
+	"admin": {"link", "csr", "pem", "p12"},
+}
+
+func deviceAdd(c *cli.Context, io stdio) error {
+	if c.NArg() != 1 {
+		return usageError("for example: sallyport device add anna-phone", "device add takes one NAME")
+	}
+	way, err := wayOf(c)
+	if err != nil {
+		return err
+	}
+	if c.IsSet("until") && c.Duration("until") <= 0 {
+		return usageError("write how long from now, such as --until 48h", "--until: %v is in the past", c.Duration("until"))
+	}
+	if c.Duration("ttl") < time.Second {
+		return usageError("write a duration such as --ttl 15m", "--ttl: %v is too short", c.Duration("ttl"))
+	}
+	if err := writable(c); err != nil {
+		return err
+	}
+	switch way {
+	case "csr":
+		return deviceAddCSR(c, io)
+	case "pem", "p12":
+		return deviceAddHere(c, io)
+	case "token":
+		return deviceAddToken(c, io)
+	}
+	return deviceInvite(c, io)
+}
+
+// wayOf finds the way, and refuses flags that would do nothing on it.
+func wayOf(c *cli.Context) (string, error) {
+	way := "link"
+	for _, f := range ways {
+		if !c.IsSet(f) {
+			continue
+		}
+		if way != "link" {
+			return "", usageError("without any of them it prints a link", "device add takes one of --csr, --pem, --p12 and --token, not --%s and --%s", way, f)
+		}
+		way = f
+	}
+	for _, f := range []string{"password-file", "path", "out", "approve", "ttl", "admin"} {
+		fits := goesWith[f]
+		if !c.IsSet(f) || slices.Contains(fits, way) {
+			continue
+		}
+		switch {
+		case fits[0] == "link" && len(fits) == 1:
+			return "", usageError("", "--%s goes with a link only, not with --%s", f, way)
+		case f == "admin":
+			return "", usageError("the dashboard wants a certificate", "--admin does not go with --token")
+		}
+		return "", usageError("", "--%s goes with --%s only", f, strings.Join(fits, " and --"))
+	}
+	return way, nil
+}
+
+// untilFlag is --until as a moment; zero when it is not given.
+func untilFlag(c *cli.Context) time.Time {
+	if d := c.Duration("until"); d > 0 {
+		return time.Now().Add(d)
+	}
+	return time.Time{}
+}
+
+// deviceInvite prints the link alone on stdout, so that it can be sent on; what
+// a person needs beside it goes to stderr.
+func deviceInvite(c *cli.Context, io stdio) error {
+	inv, err := admin.NewClient(c.String("data")).Invite(c.Context, admin.InviteRequest{
+		Name: c.Args().First(), Hosts: c.StringSlice("hosts"), Until: untilFlag(c), TTL: int64(c.Duration("ttl") / time.Second),
+		Admin: c.Bool("admin"), Approve: c.Bool("approve"),
+	})
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(io.err, "open this on %s, once, until %s; the key is made there:\n", inv.Name, inv.Expires.Local().Format(time.DateTime))
+	fmt.Fprintln(io.out, inv.Link)
+	if isTerminal(io.err) {
+		if err := showQR(io.err, inv.Link); err != nil {
+			return err
+		}
+	}
+	at := dataArg(c.String("data"), defaultRelayData)
+	if inv.Approve {
+		fmt.Fprintf(io.err, "then compare the words on its screen and let it in: sallyport device approve %s%s\n", inv.Name, at)
+	}
+	fmt.Fprintf(io.err, "whoever opens it first becomes %s: send it to nobody else\n%s", inv.Name, undoDevice(c))
+	return nil
+}
+
+// showQR draws a QR code that a phone can read from a terminal, dark or light.
+func showQR(w goio.Writer, text string) error {
+	fmt.Fprintln(w)
+	if err := admin.QRTerminal(w, text); err != nil {
+		return fmt.Errorf("QR code: %w", err)
+	}
+	fmt.Fprintln(w)
+	return nil
+}
+
+// writable finds out before anything is issued whether the result can be
+// written.
+func writable(c *cli.Context) error {
+	if dir := c.String("pem"); dir != "" {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return usageError("give a directory that you may write to", "--pem: %w", err)
+		}
+		return nil
+	}
+	for _, flag := range []string{"p12", "password-file", "out"} {
+		file := c.String(flag)
+		if file == "" {
+			continue
+		}
+		dir := filepath.Dir(file)
+		if st, err := os.Stat(dir); err != nil || !st.IsDir() {
+			return usageError("name a file in a directory that exists", "--%s: there is no directory %s", flag, dir)
+		}
+	}
+	return nil
+}
+
+func undoDevice(c *cli.Context) string {
+	return fmt.Sprintf("undo: sallyport device revoke %s%s\n", c.Args().First(), dataArg(c.String("data"), defaultRelayData))
+}

@@ -1,0 +1,145 @@
+package devices
+
+import (
+	"context"
+	"crypto"
+	"crypto/sha256"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/sallyport/sallyport/protocol/pki"
+)
+
+// ErrNotAllowed is Renew's answer to a certificate that does not come in
+// itself: unknown, revoked or expired.
+var ErrNotAllowed = errors.New("only a certificate that is valid now can be renewed")
+
+// maxLive is how many generations of one device may be live. More than two
+// come from renewals whose result never reached the device.
+const maxLive = 5
+
+// Renew issues the next certificate of a device that shows its present one.
+// The caller has verified that the peer holds old's key. The new one has the
+// same name and rights; an end that the owner set does not move. The old one
+// works on until its own end, so that a renewal that fails half way locks
+// nobody out; Revoke takes all of them.
+//
+// When five generations are live already, the oldest that was never seen is
+// revoked: nobody has it.
+func (d *Devices) Renew(ctx context.Context, old *x509.Certificate, pub crypto.PublicKey) (Device, *x509.Certificate, error) {
+	e, err := d.renewable(old)
+	if err != nil {
+		return Device{}, nil, fmt.Errorf("renew: %w", err)
+	}
+	dev, cert, err := d.renew(ctx, e, pub)
+	if err != nil {
+		return Device{}, nil, fmt.Errorf("renew device %q: %w", e.Name, err)
+	}
+	return dev, cert, nil
+}
+
+// renewable returns the device of a certificate that may come in now, no
+// matter where.
+func (d *Devices) renewable(old *x509.Certificate) (*entry, error) {
+	if old == nil {
+		return nil, ErrNotAllowed
+	}
+	e := d.current.Load().byCert[sha256.Sum256(old.Raw)]
+	if denial := d.judge(e, d.cfg.Now()); denial != Allowed {
+		return nil, fmt.Errorf("%w, this one is %s\nAsk the owner for a new link: sallyport device add", ErrNotAllowed, denial)
+	}
+	return e, nil
+}
+
+func (d *Devices) renew(ctx context.Context, old *entry, pub crypto.PublicKey) (Device, *x509.Certificate, error) {
+	now := d.now()
+	end := now.Add(d.cfg.Lifetime)
+	if !old.Until.IsZero() && old.Until.Before(end) {
+		end = old.Until
+	}
+	cert, err := d.cfg.CA.Issue(pub, pki.Grant{Profile: pki.Device, Name: old.Name, NotAfter: end, CRLURL: d.cfg.CRLURL})
+	if err != nil {
+		return Device{}, nil, err
+	}
+	r := record{
+		Kind: KindCertificate, Cert: cert.Raw, cert: cert, Chain: old.chain,
+		Hosts: old.Hosts, Until: old.Until, Admin: old.Admin, Created: wholeSeconds(now),
+	}
+	err = d.insert(ctx, old.Name, r, func(doc *document) ([]string, error) { return d.appendNext(doc, old, r) })
+	if err != nil {
+		return Device{}, nil, err
+	}
+	return d.inserted(cert)
+}
+
+// appendNext adds a generation to a chain of which old must still be a live
+// part, with the rights that the certificate was issued for.
+func (d *Devices) appendNext(doc *document, old *entry, r record) (retired []string, err error) {
+	parent := doc.find(old.ID)
+	if parent == nil || !parent.live() {
+		return nil, fmt.Errorf("%w, this one is %s", ErrNotAllowed, DeniedRevoked)
+	}
+	if parent.Admin != r.Admin || !parent.Until.Equal(r.Until) || !slices.Equal(parent.Hosts, r.Hosts) {
+		return nil, errors.New("its rights were changed in this moment\nTry again.")
+	}
+	now := d.now()
+	var valid, unseen []*record
+	for _, l := range doc.live() {
+		if now.After(l.end()) {
+			continue
+		}
+		valid = append(valid, l)
+		if l != parent && !d.wasSeen(l.id()) {
+			unseen = append(unseen, l)
+		}
+	}
+	if len(valid) >= maxLive {
+		if len(unseen) == 0 {
+			return nil, fmt.Errorf("it has %d valid certificates already, all in use\nRenew with the newest one, or begin anew: sallyport device revoke %s", len(valid), old.Name)
+		}
+		unseen[0].RevokedAt = wholeSeconds(now)
+		retired = append(retired, unseen[0].id())
+	}
+	if err := d.makeRoom(doc); err != nil {
+		return nil, err
+	}
+	doc.Devices = append(doc.Devices, r)
+	return retired, nil
+}
+
+func (d *Devices) wasSeen(id string) bool {
+	e := d.current.Load().byID[id]
+	return e != nil && e.seen.last.Load() != 0
+}
+
+// Renewal is due in the last renewLast of a certificate's life, or in its last
+// quarter when it lives shorter than four times that.
+const renewLast = 30 * 24 * time.Hour
+
+// DueForRenewal reports whether a device should be led to the renewal page
+// now. Not when a newer certificate of it has been seen, not when renewing
+// would change nothing because the owner set the end, and never for tokens.
+func (d *Devices) DueForRenewal(dev Device, now time.Time) bool {
+	snap := d.current.Load()
+	e := snap.byID[dev.ID]
+	if e == nil || e.cert == nil || d.judge(e, now) != Allowed {
+		return false
+	}
+	if !e.Until.IsZero() && !e.Until.After(e.NotAfter) {
+		return false
+	}
+	last := min(renewLast, e.NotAfter.Sub(e.cert.NotBefore)/4)
+	if d.latest(now).Before(e.NotAfter.Add(-last)) {
+		return false
+	}
+	g := snap.groups[e.Name].entries
+	for _, next := range g[slices.Index(g, e)+1:] { // of the same device: this one is live
+		if !next.Revoked && next.seen.last.Load() != 0 {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,317 @@
+package devices
+
+import (
+	"crypto"
+	"crypto/x509"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sallyport/sallyport/protocol/pki"
+)
+
+func renew(t testing.TB, d *Devices, old *x509.Certificate) (Device, *x509.Certificate) {
+	t.Helper()
+	return renewWith(t, d, old, newPublic(t))
+}
+
+func renewWith(t testing.TB, d *Devices, old *x509.Certificate, key crypto.PublicKey) (Device, *x509.Certificate) {
+	t.Helper()
+	dev, cert, err := d.Renew(t.Context(), old, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dev, cert
+}
+
+// TestRenew: the next generation has the same rights, the old one works on to
+// its end, and both go with one revocation. All of it survives a restart.
+func TestRenew(t *testing.T) {
+	c := newClock()
+	cfg := configAt(t, c)
+	var told revocations
+	cfg.OnRevoke = told.add
+	d := open(t, cfg)
+	first, old, err := d.Add(t.Context(), Grant{Name: "anna-phone", Key: newPublic(t), Hosts: []string{"ha", "*.alice.example.org"}, Admin: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.skip(350 * 24 * time.Hour)
+	second, next := renew(t, d, old)
+	if second.ID == first.ID || second.Name != "anna-phone" || !slices.Equal(second.Hosts, first.Hosts) || !second.Admin || !second.Until.IsZero() ||
+		!second.NotAfter.Equal(c.time().Add(defaultLifetime)) || next.Subject.String() != "CN=anna-phone" || second.Renewed {
+		t.Errorf("renewed: %+v", second)
+	}
+	if told.count(first.ID) != 0 {
+		t.Error("a renewal cut the old certificate's connections")
+	}
+	c.skip(15 * 24 * time.Hour)
+	for _, d := range []*Devices{d, open(t, cfg)} {
+		check(t, d, old, "ha.example.org", c.time(), Allowed) // its last second
+		check(t, d, next, "ha.example.org", c.time(), Allowed)
+		check(t, d, next, "tv.example.org", c.time(), DeniedHost)
+		check(t, d, old, "ha.example.org", c.time().Add(time.Second), DeniedExpired)
+		check(t, d, next, "ha.example.org", c.time().Add(time.Second), Allowed)
+		if got, _ := d.Get("anna-phone"); got.ID != second.ID {
+			t.Errorf("Get = %+v, want the newest", got)
+		}
+		if got, _ := d.ByID(first.ID); !got.Renewed {
+			t.Errorf("the old generation is %+v, want it marked as renewed", got)
+		}
+		if _, _, err := d.Add(t.Context(), Grant{Name: "anna-phone", Key: newPublic(t)}); !errors.Is(err, ErrNameTaken) {
+			t.Errorf("a stranger beside a renewed device: %v", err)
+		}
+	}
+	if _, err := d.Revoke(t.Context(), "anna-phone"); err != nil {
+		t.Fatal(err)
+	}
+	if told.count(first.ID) == 0 || told.count(second.ID) == 0 {
+		t.Error("OnRevoke was not told of all generations")
+	}
+	for _, d := range []*Devices{d, open(t, cfg)} {
+		check(t, d, old, "ha.example.org", c.time(), DeniedRevoked)
+		check(t, d, next, "ha.example.org", c.time(), DeniedRevoked)
+	}
+	// The next owner of the name brings none of them back, and is not theirs.
+	third, cert := add(t, d, "anna-phone")
+	check(t, d, old, "ha.example.org", c.time(), DeniedRevoked)
+	check(t, d, next, "ha.example.org", c.time(), DeniedRevoked)
+	check(t, d, cert, "ha.example.org", c.time(), Allowed)
+	if got, _ := d.ByID(second.ID); got.Renewed {
+		t.Error("the former owner's certificate counts as renewed by the new owner")
+	}
+	told.ids = nil
+	if _, err := d.Revoke(t.Context(), "anna-phone"); err != nil || told.count(third.ID) == 0 {
+		t.Errorf("revoke: %v, told %v", err, told.ids)
+	}
+}
+
+func TestRenewRefuses(t *testing.T) {
+	c := newClock()
+	cfg := configAt(t, c)
+	d := open(t, cfg)
+	key := newPublic(t)
+	_, good, err := d.Add(t.Context(), Grant{Name: "good", Key: key})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, revoked := add(t, d, "revoked")
+	if _, err := d.Revoke(t.Context(), "revoked"); err != nil {
+		t.Fatal(err)
+	}
+	_, guest, err := d.Add(t.Context(), Grant{Name: "guest", Key: newPublic(t), Until: today.Add(time.Hour)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, ended := add(t, d, "ended")
+	soon := today.Add(time.Hour)
+	if _, err := d.Change(t.Context(), "ended", Change{Until: &soon}); err != nil {
+		t.Fatal(err)
+	}
+	unrecorded, err := cfg.CA.Issue(newPublic(t), pki.Grant{Profile: pki.Device, Name: "good"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	foreign, err := newCA(t).Issue(newPublic(t), pki.Grant{Profile: pki.Device, Name: "good"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.skip(2 * time.Hour)
+	for name, old := range map[string]*x509.Certificate{
+		"none": nil, "the CA": cfg.CA.Cert(), "revoked": revoked, "expired": guest, "past its end": ended,
+		"signed but not recorded": unrecorded, "of another CA": foreign,
+	} {
+		fresh := newPublic(t)
+		if _, _, err := d.Renew(t.Context(), old, fresh); !errors.Is(err, ErrNotAllowed) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, err := cfg.Store.Get(t.Context(), keyPrefix+keyID(must(x509.MarshalPKIXPublicKey(fresh)))); err == nil {
+			t.Errorf("%s: the refusal left the key marked as used", name)
+		}
+	}
+	if _, _, err := d.Renew(t.Context(), good, key); !errors.Is(err, ErrKeyUsed) {
+		t.Errorf("renewed with the old key: %v", err)
+	}
+	if _, _, err := d.Renew(t.Context(), good, revoked.PublicKey); !errors.Is(err, ErrKeyUsed) {
+		t.Errorf("renewed with another device's key: %v", err)
+	}
+	if _, _, err := d.Renew(t.Context(), good, cfg.CA.Cert().PublicKey); err == nil {
+		t.Error("renewed with the CA's key")
+	}
+	if n := len(d.List()); n != 4 {
+		t.Errorf("%d devices after refusals, want 4", n)
+	}
+}
+
+// TestRenewAfterRevokeElsewhere: another relay revoked, or took rights away,
+// and this one has not heard yet. The store decides.
+func TestRenewAfterRevokeElsewhere(t *testing.T) {
+	cfg := config(t)
+	a := open(t, cfg)
+	_, cert := add(t, a, "anna-phone")
+	b := open(t, cfg)
+	hosts := []string{"tv"}
+	if _, err := a.Change(t.Context(), "anna-phone", Change{Hosts: &hosts}); err != nil {
+		t.Fatal(err)
+	}
+	key := newPublic(t)
+	if _, _, err := b.Renew(t.Context(), cert, key); err == nil || !strings.Contains(err.Error(), "Try again") {
+		t.Errorf("renewed with the rights of before: %v", err)
+	}
+	dev, _, err := a.Renew(t.Context(), cert, key) // the key is not burnt
+	if err != nil || !slices.Equal(dev.Hosts, []string{"tv.example.org"}) {
+		t.Errorf("renewed where the change is known: %+v, %v", dev, err)
+	}
+	if _, err := a.Revoke(t.Context(), "anna-phone"); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := b.Renew(t.Context(), cert, newPublic(t)); !errors.Is(err, ErrNotAllowed) {
+		t.Errorf("a revoked device renewed: %v", err)
+	}
+}
+
+// TestRenewKeepsTheGuestsEnd also for certificates of version 1, which did not
+// write down that the owner had set an end.
+func TestRenewKeepsTheGuestsEnd(t *testing.T) {
+	end := today.Add(48 * time.Hour)
+	for _, version := range []string{"2", "1"} {
+		c := newClock()
+		cfg := configAt(t, c)
+		d := open(t, cfg)
+		_, guest, err := d.Add(t.Context(), Grant{Name: "anna-phone", Key: newPublic(t), Until: end})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if version == "1" {
+			e := entryOf(t, cfg.Store)
+			v1 := strings.Replace(string(e.Value), `"v":2`, `"v":1`, 1)
+			v1 = strings.Replace(v1, `"until":"`+end.Format(time.RFC3339)+`",`, "", 1)
+			if strings.Contains(v1, "until") {
+				t.Fatal(v1)
+			}
+			put(t, cfg.Store, e, v1)
+			d = open(t, cfg)
+		}
+		c.skip(47 * time.Hour)
+		dev, cert := renew(t, d, guest)
+		if cert.NotAfter.After(end) || !dev.Until.Equal(end) {
+			t.Errorf("version %s: renewed until %v, %v; the owner said %v", version, dev.Until, cert.NotAfter, end)
+		}
+		_, cert = renew(t, d, cert)
+		c.skip(2 * time.Hour)
+		check(t, d, cert, "ha.example.org", c.time(), DeniedExpired)
+		if _, _, err := d.Renew(t.Context(), cert, newPublic(t)); err == nil {
+			t.Errorf("version %s: renewed after the end", version)
+		}
+	}
+}
+
+// TestRenewOften: renewals whose result got lost do not pile up, and push out
+// nothing that is in use: neither what was seen, nor what asks.
+func TestRenewOften(t *testing.T) {
+	unseen := open(t, config(t))
+	_, asks := add(t, unseen, "anna-phone")
+	for range 3 * maxLive {
+		renew(t, unseen, asks)
+	}
+	check(t, unseen, asks, "ha.example.org", today, Allowed)
+
+	cfg := config(t)
+	var told revocations
+	cfg.OnRevoke = told.add
+	d := open(t, cfg)
+	dev, old := add(t, d, "anna-phone")
+	d.Seen(dev.ID)
+	var all []Device
+	for range 3 * maxLive {
+		next, _ := renew(t, d, old)
+		all = append(all, next)
+	}
+	live := func() (ids []string) {
+		for _, l := range d.List() {
+			if !l.Revoked {
+				ids = append(ids, l.ID)
+			}
+		}
+		return ids
+	}
+	if n := len(live()); n != maxLive {
+		t.Errorf("%d live generations, want %d", n, maxLive)
+	}
+	if told.count(all[0].ID) == 0 || told.count(dev.ID) != 0 {
+		t.Error("the oldest unseen one should go, and not the one in use")
+	}
+	check(t, d, old, "ha.example.org", today, Allowed)
+	// Once all of them are in use, none may go.
+	for _, id := range live() {
+		d.Seen(id)
+	}
+	before := live()
+	key := newPublic(t)
+	if _, _, err := d.Renew(t.Context(), old, key); err == nil || !strings.Contains(err.Error(), "sallyport device revoke anna-phone") {
+		t.Errorf("a sixth certificate: %v", err)
+	}
+	if !slices.Equal(live(), before) {
+		t.Error("a refused renewal changed something")
+	}
+}
+
+func TestDueForRenewal(t *testing.T) {
+	c := newClock()
+	d := open(t, configAt(t, c))
+	ctx := t.Context()
+	year, yearCert := add(t, d, "year")
+	const day = 24 * time.Hour
+	due := func(dev Device, at time.Duration, want bool) {
+		t.Helper()
+		if got := d.DueForRenewal(dev, today.Add(at)); got != want {
+			t.Errorf("%s after %v: due %v, want %v", dev.Name, at, got, want)
+		}
+	}
+	due(year, 0, false)
+	due(year, 334*day, false)
+	due(year, 335*day, true)
+	due(year, 365*day, true)
+	due(year, 366*day, false) // too late: it cannot renew
+	// An end that the owner set makes renewing pointless.
+	guest, _, err := d.Add(ctx, Grant{Name: "guest", Key: newPublic(t), Until: today.Add(100 * day)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	due(guest, 99*day, false)
+	early := today.Add(300 * day)
+	if _, err := d.Change(ctx, "year", Change{Until: &early}); err != nil {
+		t.Fatal(err)
+	}
+	due(year, 299*day, false)
+	never := time.Time{}
+	if _, err := d.Change(ctx, "year", Change{Until: &never}); err != nil {
+		t.Fatal(err)
+	}
+	// A successor counts once it was seen: until then it may never have arrived.
+	c.set(today.Add(340 * day))
+	next, _ := renew(t, d, yearCert)
+	due(year, 341*day, true)
+	due(next, 341*day, false)
+	d.Seen(next.ID)
+	due(year, 341*day, false)
+	if _, err := d.Revoke(ctx, "year"); err != nil {
+		t.Fatal(err)
+	}
+	due(next, (341+365-1)*day, false)
+	due(Device{ID: "nobody"}, 0, false)
+
+	cfg := configAt(t, newClock())
+	cfg.Lifetime = 90 * day
+	d = open(t, cfg)
+	machine, _ := add(t, d, "machine")
+	due(machine, 67*day, false) // a quarter is 22.5 days
+	due(machine, 68*day, true)
+	tv, _, err := d.AddToken(ctx, TokenGrant{Name: "tv", Host: "photos", Until: today.Add(day)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	due(tv, day-time.Minute, false)
+}
