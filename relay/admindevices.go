@@ -112,19 +112,32 @@ func (r *Relay) listDevices(context.Context) ([]admin.Device, error) {
 // revokeDevice shuts out what has a name, or is on its way to it: an unused
 // link opens nothing any more and a request that waits is denied.
 func (r *Relay) revokeDevice(ctx context.Context, name string) (admin.Device, error) {
-	stopped, err := r.stopEnrolment(ctx, name)
-	if err != nil {
+	d, err := r.devices.Revoke(ctx, name) // first: the desk may take its time
+	known := !errors.Is(err, devices.ErrUnknown)
+	if err != nil && known {
 		return admin.Device{}, deviceError(err)
 	}
-	d, err := r.devices.Revoke(ctx, name)
-	if errors.Is(err, devices.ErrUnknown) && stopped {
+	if known {
+		r.event("device.revoked", slog.String("device", d.Name), slog.String("id", d.ID))
+	}
+	stopped, failed := r.stopEnrolment(ctx, name)
+	// A request that was just being issued has become a device meanwhile.
+	if now, ok := r.devices.Get(name); ok && !now.Revoked {
+		if d, err = r.devices.Revoke(ctx, name); err != nil {
+			return admin.Device{}, deviceError(errors.Join(err, failed))
+		}
+		known = true
+		r.event("device.revoked", slog.String("device", d.Name), slog.String("id", d.ID))
+	}
+	switch {
+	case failed != nil:
+		return admin.Device{}, deviceError(failed)
+	case known:
+		return r.deviceView(d), nil
+	case stopped:
 		return admin.Device{Name: name, Revoked: true, RevokedAt: r.now()}, nil
 	}
-	if err != nil {
-		return admin.Device{}, deviceError(err)
-	}
-	r.event("device.revoked", slog.String("device", d.Name), slog.String("id", d.ID))
-	return r.deviceView(d), nil
+	return admin.Device{}, deviceError(err)
 }
 
 // stopEnrolment reports whether there was something to stop.
@@ -138,10 +151,9 @@ func (r *Relay) stopEnrolment(ctx context.Context, name string) (stopped bool, e
 		if q.Name != name {
 			continue
 		}
+		// What cannot be denied any more has been decided: revokeDevice looks.
 		if _, err := r.desk.Deny(ctx, q.ID); err == nil {
 			stopped = true
-		} else if !errors.Is(err, enroll.ErrUnknown) {
-			return stopped, err
 		}
 	}
 	return stopped, nil

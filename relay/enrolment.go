@@ -77,7 +77,7 @@ func (r *Relay) newEnrolment() (*enrolment, error) {
 	e.pages, err = web.New(web.Config{
 		Domain: r.conf.Domain, Port: r.portSuffix(), Desk: r.desk, Open: r.conf.OpenEnrolment,
 		CA: r.deviceChain, Roots: r.publicRoots, Renew: r.renewDevice, Profile: r.profile,
-		Source: visitorAddr, KnownHost: r.knownHost, Due: r.dueForRenewal, Now: r.now, Logger: r.log,
+		Source: visitorAddr, KnownHost: r.knownHost, Due: r.dueForRenewal, Hosts: r.hostsOf, Now: r.now, Logger: r.log,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("enrolment pages: %w", err)
@@ -240,8 +240,17 @@ func (r *Relay) profile(code string, req *http.Request) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	name := inv.Name
+	if name == "" {
+		// The visitor names the device: the request will carry the name, and the
+		// desk makes it fit. That it is taken is better said before it installs.
+		name = req.PostFormValue("name")
+		if err := r.checkName(name); errors.Is(err, enroll.ErrNameTaken) {
+			return nil, err
+		}
+	}
 	conf := profile.Config{
-		Name: inv.Name, Organization: r.conf.Domain, Challenge: code,
+		Name: name, Organization: r.conf.Domain, Challenge: code,
 		SCEPURL: r.ownURL(enrollLabel) + "/scep", CA: r.state.deviceCA.Cert(), Roots: r.publicRoots(),
 		WebClips: []profile.WebClip{{Label: r.conf.Domain, URL: r.ownURL(checkLabel) + "/"}},
 		Now:      r.now,

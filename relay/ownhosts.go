@@ -3,6 +3,7 @@ package relay
 import (
 	"crypto/x509"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -70,6 +71,21 @@ func (r *Relay) checkDevice(leaf *x509.Certificate, host string, now time.Time) 
 		return door.Device{}, string(denial)
 	}
 	return doorDevice(d, leaf), ""
+}
+
+// hostsOf lists the web pages at home that a device may open now.
+func (r *Relay) hostsOf(d *door.Device) []string {
+	var hosts []string
+	for _, host := range slices.Sorted(r.terminated()) {
+		s, ok := r.site(host) // a wildcard has no page of its own
+		if !ok || s.Handler == nil || s.Mode == door.Token || r.isOwn(host) {
+			continue
+		}
+		if _, denial := r.checkDevice(d.Cert, host, r.now()); denial == "" {
+			hosts = append(hosts, host)
+		}
+	}
+	return hosts
 }
 
 // checkToken is the door's question at hosts of tokens.

@@ -70,7 +70,7 @@ type Relay struct {
 	public     *publicCerts
 	decoy      atomic.Pointer[decoy]
 	joinLimit  *limiter
-	denials    *limiter // of audit lines about refused devices
+	denials    *denials // audit lines about those who were refused
 
 	tcp  net.Listener
 	udp  net.PacketConn
@@ -100,7 +100,7 @@ func New(conf Config) (*Relay, error) {
 		conf: conf, log: conf.logger(), now: conf.now(),
 		router:  edge.NewRouter(),
 		proxies: map[proxyKey]*door.Proxy{}, controls: map[*control]struct{}{}, unsaid: map[protocol.AgentID]int{},
-		joinLimit: newLimiter(joinBurst, joinEvery), denials: newLimiter(100, 36*time.Second),
+		joinLimit: newLimiter(joinBurst, joinEvery), denials: newDenials(),
 	}
 	r.started, r.clock.now = r.now(), r.now
 	r.login = admin.NewLogin(r.now, r.event)
@@ -219,8 +219,8 @@ func (r *Relay) bind() error {
 		}
 	}
 	if r.conf.AdminListen != "" {
-		if r.loopback, err = listenTCP(r.conf.AdminListen); err != nil {
-			return bindError("TCP", r.conf.AdminListen, err)
+		if r.loopback, err = admin.ListenLoopback(context.Background(), r.conf.AdminListen); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -370,14 +370,6 @@ func (r *Relay) event(name string, attrs ...slog.Attr) {
 func (r *Relay) deviceRevoked(id string) {
 	n := r.door.Disconnect(id)
 	r.log.Info("device revoked", "device", id, "connections_closed", n)
-}
-
-// denied writes refused devices to the audit log, at most a hundred an hour:
-// a scanner must not fill the disk.
-func (r *Relay) denied(name string, attrs ...slog.Attr) {
-	if r.denials.take(r.now()) {
-		r.event(name, attrs...)
-	}
 }
 
 // sendGoAway asks an agent to leave a session; it does not block. A session

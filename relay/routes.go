@@ -49,6 +49,9 @@ func (r *Relay) buildRoutes() error {
 	used, lanes := map[proxyKey]bool{}, map[laneKey]*lane{}
 	terminate := edge.Named("terminate", edge.TargetFunc(func(ctx context.Context, c *edge.Conn) { r.door.ServeConn(ctx, c) }))
 	for host, routes := range byHost {
+		if names.IsReserved(host, r.conf.Domain) {
+			continue // the registry refuses such claims; no record in the store overrules our own hosts
+		}
 		if routes[0].Service.TLS == protocol.TLSBackend {
 			targets[host] = r.lane(host, routes[0], lanes)
 			continue

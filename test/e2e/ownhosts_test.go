@@ -25,6 +25,13 @@ func TestCheckHost(t *testing.T) {
 		if reply := visit(w, p, checkURL); !strings.Contains(reply.Body, "Certificate seen: anna") {
 			t.Errorf("the self-test says %q", reply.Body)
 		}
+		if reply := visit(w, p, checkURL); strings.Contains(reply.Body, "https://web.example.org/") {
+			t.Error("the self-test links to a host that the device may not open")
+		}
+		change(w, r, "anna", admin.DeviceChange{Hosts: &[]string{"web"}})
+		if reply := visit(w, p, checkURL); !strings.Contains(reply.Body, "https://web.example.org/") {
+			t.Errorf("the self-test does not say where the device may go: %s", reply.Body)
+		}
 		for _, path := range []string{"", "renew", "api/renew", ".well-known/est/simplereenroll"} {
 			reply, err := r.Stranger().Get(checkURL + path)
 			if err != nil || reply.Status < 400 || strings.Contains(reply.Body, "anna") {

@@ -193,9 +193,6 @@ func readAll(w http.ResponseWriter, r *http.Request) ([]byte, *fault) {
 	if err != nil {
 		return nil, bad(http.StatusBadRequest, "the body did not arrive", "Try again.")
 	}
-	// The time of harden was for the body. It is left running where a body did
-	// not come whole: net/http waits for the rest before it answers.
-	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
 	return data, nil
 }
 

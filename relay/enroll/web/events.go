@@ -19,8 +19,9 @@ const (
 // events streams the states of a request until the last one.
 func (p *Pages) events(w http.ResponseWriter, r *http.Request) {
 	id := r.PathValue("id")
-	q, f := p.find(r)
+	// Asked for before the state is: no change falls in between.
 	changed := p.cfg.Desk.Changed(id)
+	q, f := p.find(r)
 	if f == nil && !p.openStream(id) {
 		f = bad(http.StatusTooManyRequests, "this request is watched too often already", "Close the other pages that show it.")
 		f.Retry = 5

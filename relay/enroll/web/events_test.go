@@ -3,7 +3,6 @@ package web
 import (
 	"context"
 	"encoding/json"
-	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -19,33 +18,45 @@ import (
 // A flow is the answer of an event stream, read while it is written.
 type flow struct {
 	header http.Header
-	pipe   *io.PipeWriter
-	once   sync.Once
+
+	mu     sync.Mutex // guards what follows
 	status int
+	text   strings.Builder
 }
 
 func (f *flow) Header() http.Header { return f.header }
-func (f *flow) WriteHeader(s int)   { f.once.Do(func() { f.status = s }) }
 func (f *flow) Flush()              {}
-func (f *flow) Write(p []byte) (int, error) {
-	f.WriteHeader(200)
-	return f.pipe.Write(p)
+
+func (f *flow) WriteHeader(status int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.status = status
 }
 
-// watch opens the events of a request; lines gets what comes.
-func watch(ctx context.Context, h http.Handler, id string) (lines *strings.Builder, done chan int) {
+func (f *flow) Write(p []byte) (int, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.text.Write(p)
+}
+
+// String returns what has come.
+func (f *flow) String() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.text.String()
+}
+
+// watch opens the events of a request; done gets the status, 0 for 200, when
+// they end.
+func watch(ctx context.Context, h http.Handler, id string) (f *flow, done chan int) {
 	r := httptest.NewRequestWithContext(ctx, "GET", "https://enroll.home.test/api/requests/"+id+"/events", nil)
 	r.Header.Set("Authorization", "Bearer "+ticket)
-	from, to := io.Pipe()
-	lines, done = &strings.Builder{}, make(chan int, 1)
-	w := &flow{header: http.Header{}, pipe: to}
-	go io.Copy(lines, from)
+	f, done = &flow{header: http.Header{}}, make(chan int, 1)
 	go func() {
-		h.ServeHTTP(w, r)
-		done <- w.status
-		to.Close()
+		h.ServeHTTP(f, r)
+		done <- f.status
 	}()
-	return lines, done
+	return f, done
 }
 
 // pending makes a request that waits.

@@ -20,7 +20,9 @@ const policy = "default-src 'none'; script-src 'self'; style-src 'self'; connect
 func harden(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Body != http.NoBody {
-			// Not every writer has deadlines; those of a door's h1 and h2 have.
+			// For what handlers do not read, too: net/http waits for the rest of a
+			// body before it answers. Not every writer has deadlines; those of a
+			// door's h1 and h2 have.
 			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(readTimeout))
 		}
 		h := w.Header()
@@ -55,6 +57,7 @@ type page struct {
 	Text   []string // one paragraph each
 	Steps  []string // what to do, in order
 	Links  []link
+	Hosts  []link // where this device may go
 	Detail string // small print
 
 	// Of the renewal page.

@@ -30,6 +30,10 @@ func TestSelfTest(t *testing.T) {
 	if got := says(call(w.check(), "GET", "/", "").Body); !strings.Contains(got, `href="/renew"`) || !strings.Contains(got, "ends soon, on "+end) {
 		t.Errorf("29 days before the end: %s", got)
 	}
+	w.pages.cfg.Hosts = func(*door.Device) []string { return []string{"ha.home.test"} }
+	if got := says(call(w.check(), "GET", "/", "").Body); !strings.Contains(got, `href="https://ha.home.test`+w.pages.cfg.Port+`/"`) {
+		t.Errorf("where the device may go: %s", got)
+	}
 	w.device = nil
 	if rec := call(w.check(), "GET", "/", ""); rec.Code != 401 || strings.Contains(says(rec.Body), "seen:") {
 		t.Errorf("nobody: %d", rec.Code)

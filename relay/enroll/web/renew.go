@@ -31,6 +31,11 @@ func (p *Pages) selfTest(w http.ResponseWriter, r *http.Request) {
 	data.Good = true
 	data.Title = "Certificate seen: " + d.Name
 	data.Text = []string{"It works. This device is known here and can open what the owner allows."}
+	if p.cfg.Hosts != nil {
+		for _, host := range p.cfg.Hosts(d) {
+			data.Hosts = append(data.Hosts, link{"https://" + host + p.cfg.Port + "/", host})
+		}
+	}
 	data.Detail = "The certificate is valid until " + d.Cert.NotAfter.UTC().Format(day) + "."
 	if p.cfg.Due(d) {
 		data.Text = append(data.Text, "Its certificate ends soon, on "+d.Cert.NotAfter.UTC().Format(day)+". Renew it now, while the old one still works.")

@@ -102,6 +102,9 @@ type Config struct {
 	// Due reports whether the certificate of a device should be renewed now.
 	// Nil: in its last 30 days, or its last quarter when that is shorter.
 	Due func(d *door.Device) bool
+	// Hosts returns the hosts that a device may open now, in the order in which
+	// its page shows them. Nil: the page shows none.
+	Hosts func(d *door.Device) []string
 	// Now is the clock. Nil: time.Now.
 	Now func() time.Time
 	// Logger gets what fails inside; never a code, a ticket or a key. Nil: silence.
