@@ -39,6 +39,11 @@ type ACMEConfig struct {
 	// HTTPChallenge and ChallengeCert; a CA always looks at 80 and 443. Default
 	// 80 and 443; Port80 below zero: HTTPChallenge is not served.
 	Port80, Port443 int
+	// NewPerDay is for how many new names the CA is asked in 24 hours; a name
+	// that is tried again counts once, renewals do not count. What is over it
+	// waits. Default 100; below zero: no limit. A CA has limits of its own
+	// (Let's Encrypt: 50 new certificates per domain and week).
+	NewPerDay int
 	// NoPreflight asks the CA without looking at DNS and ports first.
 	NoPreflight bool
 	Resolver    Resolver         // nil: the system's
@@ -62,7 +67,8 @@ type CertStatus struct {
 	Host, State  string
 	NotAfter     time.Time // of the certificate that serves; zero: there is none
 	Issuer       string    // of the same
-	Problem, Fix string    // one line each; empty while all is well
+	Problem, Fix string    // one line each, for the relay's owner: with addresses and what probes found; empty while all is well
+	Public       string    // one line for homes, without any of that; empty when Problem is
 	Next         time.Time // when it is renewed, or tried again; zero: never
 }
 
@@ -76,6 +82,7 @@ type ACME struct {
 	account *account
 	http    *http.Client
 	probe   *prober
+	budget  *budget
 	retries []time.Duration // waits after the first, second, … failure; the last one repeats
 
 	serving atomic.Pointer[map[string]*tls.Certificate] // by host; swapped whole
@@ -102,6 +109,9 @@ func NewACME(c ACMEConfig) (*ACME, error) {
 	}
 	if c.Port443 == 0 {
 		c.Port443 = 443
+	}
+	if c.NewPerDay == 0 {
+		c.NewPerDay = defaultBudget
 	}
 	if c.Resolver == nil {
 		c.Resolver = systemResolver{}
@@ -130,7 +140,8 @@ func NewACME(c ACMEConfig) (*ACME, error) {
 		retries: defaultRetries, wake: make(chan struct{}, 1), hosts: make(map[string]*managed), retired: make(map[string]*managed),
 	}
 	a.account = &account{storage: a.storage, ca: c.CA, email: c.Email}
-	a.probe = &prober{answers: a.answers, port80: c.Port80, port443: c.Port443, pause: probePause}
+	a.probe = &prober{answers: a.answers, port80: c.Port80, port443: c.Port443, loopback: onLoopback(c.CA), pause: probePause}
+	a.budget = openBudget(c.Dir, c.NewPerDay, c.Logger)
 	a.serving.Store(&map[string]*tls.Certificate{})
 	return a, nil
 }
@@ -190,8 +201,12 @@ const maxRetired = 1000
 
 // retire remembers a host that is not listed any more: one that comes and goes
 // with its agent must not get around the waits that failures brought. For the
-// same reason an attempt that is under way goes on to its end. mu is held.
+// same reason an attempt that is under way goes on to its end, and those that
+// have nothing to wait for are forgotten first. mu is held.
 func (a *ACME) retire(m *managed) {
+	if now := a.config.Now(); len(a.retired) >= maxRetired {
+		maps.DeleteFunc(a.retired, func(_ string, old *managed) bool { return !old.busy && (old.problem == "" || !now.Before(old.due)) })
+	}
 	for name := range a.retired {
 		if len(a.retired) < maxRetired {
 			break

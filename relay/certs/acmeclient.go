@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"os"
 	"strings"
@@ -167,9 +166,7 @@ func checkDirectoryURL(ca string) error {
 	if err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" {
 		return fmt.Errorf("the ACME server %q is not a URL\nname its directory: https://acme-v02.api.letsencrypt.org/directory", ca)
 	}
-	addr, err := netip.ParseAddr(u.Hostname())
-	loopback := err == nil && addr.IsLoopback() || u.Hostname() == "localhost"
-	if u.Scheme == "http" && !loopback {
+	if u.Scheme == "http" && !onLoopback(ca) {
 		return fmt.Errorf("the ACME server %s is reached without TLS\nuse its https URL", ca)
 	}
 	return nil

@@ -44,6 +44,7 @@ type managed struct {
 	failures int       // since the last success
 	problem  string
 	fix      string
+	limit    time.Time // the CA, or the budget, does not want to hear of the host before; zero: no limit
 	asked    time.Time // when the CA was last asked, or the preflight began to hold
 
 	advice    acme.RenewalInfo // the CA's, when it gives any (ARI)
@@ -182,6 +183,12 @@ func (a *ACME) attempt(ctx context.Context, m *managed, manager func(*acmeIssuer
 		a.mu.Unlock()
 		return nil, nil
 	}
+	a.mu.Unlock()
+	// Before any look, too: hosts without number must not keep renewals waiting.
+	if until := a.budget.full(m.name, now); old == nil && !until.IsZero() {
+		return nil, a.budget.spentFailure(m.name, until)
+	}
+	a.mu.Lock()
 	if m.asked.IsZero() {
 		m.asked = now
 	}
@@ -194,6 +201,15 @@ func (a *ACME) attempt(ctx context.Context, m *managed, manager func(*acmeIssuer
 	}
 	if found.hold != nil && now.Sub(asked) < heldAtMost {
 		return nil, found.hold
+	}
+	if old == nil {
+		until, err := a.budget.take(m.name, now)
+		if err != nil {
+			a.config.Logger.Warn("a restart forgets part of the budget", "err", err)
+		}
+		if !until.IsZero() {
+			return nil, a.budget.spentFailure(m.name, until)
+		}
 	}
 	a.mu.Lock()
 	m.asked = now
@@ -266,7 +282,7 @@ func (a *ACME) succeeded(m *managed, cert *tls.Certificate) (say event) {
 		m.adviceDue = m.at.Add(adviceFirst)
 		a.publish()
 	}
-	m.failures, m.problem, m.fix, m.asked = 0, "", "", time.Time{}
+	m.failures, m.problem, m.fix, m.limit, m.asked = 0, "", "", time.Time{}, time.Time{}
 	m.due = m.renewAt()
 	if m.adviceDue.Before(m.due) {
 		m.due = m.adviceDue
@@ -287,7 +303,7 @@ func (a *ACME) failed(m *managed, err error) event {
 	} else {
 		m.failures++
 	}
-	m.due = now.Add(wait)
+	m.due, m.limit = now.Add(wait), f.until
 	if f.until.After(m.due) {
 		m.due = f.until
 	}

@@ -7,10 +7,24 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 )
 
 // ErrUnknownHost is the answer of Retry for a host that is not registered.
 var ErrUnknownHost = errors.New("no such host is registered")
+
+// A LimitError is the answer of Retry for a host that the CA, or
+// ACMEConfig.NewPerDay, keeps waiting: it is tried at Until by itself.
+type LimitError struct {
+	Host    string
+	Until   time.Time
+	Problem string // one line, for the owner
+}
+
+// Error says why and until when.
+func (e *LimitError) Error() string {
+	return fmt.Sprintf("certificate of %s: %s\nwait until %s: it is tried then by itself", e.Host, e.Problem, e.Until.UTC().Format(clockFormat))
+}
 
 // Status says how each host's certificate stands, by name.
 func (a *ACME) Status() []CertStatus {
@@ -27,6 +41,7 @@ func (a *ACME) Status() []CertStatus {
 		case m.cert == nil:
 			st.State = StateIssuing
 		}
+		st.Public = m.public(a.config.Now())
 		if m.cert != nil {
 			st.NotAfter, st.Issuer = m.cert.Leaf.NotAfter, issuerName(m.cert.Leaf)
 			if m.problem == "" {
@@ -39,8 +54,25 @@ func (a *ACME) Status() []CertStatus {
 	return list
 }
 
-// Retry tries a failing host again at once instead of at its next turn. A host
-// whose certificate is fine is left alone.
+// public is the problem for homes. What probes and the CA said is not theirs:
+// a home decides where its names lead, and would learn what answers there.
+func (m *managed) public(now time.Time) string {
+	switch {
+	case m.problem == "":
+		return ""
+	case m.refused:
+		return m.problem // of the name alone
+	case m.cert == nil:
+		return "the certificate is not there yet: the relay's owner sees why"
+	case now.Before(m.cert.Leaf.NotAfter):
+		return "the certificate could not be renewed yet and still serves: the relay's owner sees why"
+	}
+	return "the certificate has expired: the relay's owner sees why it could not be renewed"
+}
+
+// Retry tries a failing host again at once instead of at its next turn, but
+// not within a limit (*LimitError). A host whose certificate is fine is left
+// alone.
 func (a *ACME) Retry(host string) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -53,7 +85,11 @@ func (a *ACME) Retry(host string) error {
 	case m.problem == "":
 		return nil
 	}
-	m.due, m.failures = a.config.Now(), 0
+	now := a.config.Now()
+	if now.Before(m.limit) {
+		return &LimitError{Host: host, Until: m.limit, Problem: m.problem}
+	}
+	m.due, m.failures = now, 0
 	a.kick()
 	return nil
 }

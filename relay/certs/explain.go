@@ -17,6 +17,9 @@ import (
 // waitUntil finds the time in Let's Encrypt's words for a rate limit.
 var waitUntil = regexp.MustCompile(`(?i)retry after (\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d)`)
 
+// clockFormat is how people are told when; in UTC.
+const clockFormat = "2006-01-02 15:04 MST"
+
 // shortestLimit is the wait after a rate limit that does not say how long.
 const shortestLimit = time.Hour
 
@@ -37,7 +40,7 @@ func (a *ACME) explain(err error, found report, w *waiter) *failure {
 	case "rateLimited":
 		f.until = a.limitedUntil(said, w)
 		f.problem = oneLine(ca + "'s rate limit is used up: " + said)
-		f.fix = "wait: it is tried again at " + f.until.UTC().Format("2006-01-02 15:04 MST") + " by itself"
+		f.fix = "wait: it is tried again at " + f.until.UTC().Format(clockFormat) + " by itself"
 		return f
 	case "caa":
 		f.problem = oneLine("a CAA record forbids " + ca + " to certify the host: " + said)

@@ -13,8 +13,8 @@ import (
 // A failure is why there is no certificate, for people: one line each.
 type failure struct {
 	problem, fix string
-	until        time.Time // the CA said not before
-	held         bool      // the preflight is sure of it: looks cost nothing, asking the CA does
+	until        time.Time // the CA said not before, or the budget
+	held         bool      // the preflight or the budget is sure of it: looks cost nothing, asking the CA does
 }
 
 // Error is problem and fix.

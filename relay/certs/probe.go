@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -31,6 +32,7 @@ const (
 type prober struct {
 	answers         *answers
 	port80, port443 int           // port80 below zero: none
+	loopback        bool          // it may be probed; see mayDial
 	pause           time.Duration // between tries
 }
 
@@ -49,8 +51,25 @@ type sight struct {
 	http, tls reached
 }
 
-// look probes until everything leads here, or a few times.
+// look probes the addresses that may be, and says when there are others: a CA
+// would not reach those. Only a hint, since names can mean something else in
+// this network than outside (split DNS, a line in /etc/hosts). Which address
+// it is stays untold.
 func (p *prober) look(ctx context.Context, host string, addrs []netip.Addr) report {
+	public := slices.DeleteFunc(slices.Clone(addrs), func(a netip.Addr) bool { return !p.mayDial(a) })
+	found := p.lookPublic(ctx, host, public)
+	if len(public) < len(addrs) {
+		found.methods = methods{}
+		found.hint = &failure{
+			problem: host + " leads to a private address",
+			fix:     "point its A and AAAA records to this machine's public address" + ownAddresses() + ", and to no other",
+		}
+	}
+	return found
+}
+
+// lookPublic probes until everything leads here, or a few times.
+func (p *prober) lookPublic(ctx context.Context, host string, addrs []netip.Addr) report {
 	addrs = addrs[:min(len(addrs), maxProbed)]
 	var seen []sight
 	for try := 0; ; try++ {

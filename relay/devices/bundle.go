@@ -15,6 +15,17 @@ import (
 // "wrong password". It is weak, so the password must be a generated one and
 // the file must not lie around.
 func PKCS12(key crypto.PrivateKey, cert, ca *x509.Certificate, password string) ([]byte, error) {
+	return pack(pkcs12.LegacyDES, key, cert, ca, password)
+}
+
+// PKCS12Modern is PKCS12 in the form that OpenSSL 3 writes: AES-256, and keys
+// from the password by PBKDF2. Recent systems take it, phones of a few years
+// ago do not.
+func PKCS12Modern(key crypto.PrivateKey, cert, ca *x509.Certificate, password string) ([]byte, error) {
+	return pack(pkcs12.Modern2023, key, cert, ca, password)
+}
+
+func pack(form *pkcs12.Encoder, key crypto.PrivateKey, cert, ca *x509.Certificate, password string) ([]byte, error) {
 	signer, ok := key.(crypto.Signer)
 	if !ok || cert == nil {
 		return nil, errors.New("make a .p12 file: a private key and its certificate are needed")
@@ -29,7 +40,7 @@ func PKCS12(key crypto.PrivateKey, cert, ca *x509.Certificate, password string) 
 	if ca != nil {
 		chain = append(chain, ca)
 	}
-	data, err := pkcs12.LegacyDES.Encode(key, cert, chain, password)
+	data, err := form.Encode(key, cert, chain, password)
 	if err != nil {
 		return nil, fmt.Errorf("make a .p12 file: %w", err)
 	}
