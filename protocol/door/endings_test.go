@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -39,26 +40,37 @@ func (c *lateConn) Write(p []byte) (int, error) {
 // closing a socket with unread bytes sends RST, which makes many kernels drop
 // the alert (Linux on loopback keeps it, so the test looks for the RST as well).
 func TestAlertOutlivesTheFirstRequest(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, nil)
 	w.site("door.test", Require, w.proxyTo(hello, nil))
 	request := "POST / HTTP/1.1\r\nHost: door.test\r\nContent-Length: 65536\r\n\r\n" + strings.Repeat("a", 64<<10)
+	var all sync.WaitGroup // at once: the door waits a second for each of them
 	for i := range 30 {
-		tcp, err := net.Dial("tcp", w.addr)
-		ok(t, err)
-		late := &lateConn{Conn: tcp}
-		c := tls.Client(late, w.clientTLS("door.test", nil, "http/1.1"))
-		c.SetDeadline(time.Now().Add(10 * time.Second))
-		ok(t, c.Handshake())
-		io.WriteString(c, request)
-		tcp.Write(late.held.Bytes())
-		if _, err := io.ReadAll(c); alertOf(err) != "certificate required" {
-			t.Errorf("visitor %d of 30 reads %v", i, err)
-		}
-		if _, err := io.Copy(io.Discard, tcp); err != nil {
-			t.Errorf("visitor %d of 30: behind the alert came %v", i, err)
-		}
-		tcp.Close()
+		all.Go(func() {
+			tcp, err := net.Dial("tcp", w.addr)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer tcp.Close()
+			late := &lateConn{Conn: tcp}
+			c := tls.Client(late, w.clientTLS("door.test", nil, "http/1.1"))
+			c.SetDeadline(time.Now().Add(10 * time.Second))
+			if err := c.Handshake(); err != nil {
+				t.Error(err)
+				return
+			}
+			io.WriteString(c, request)
+			tcp.Write(late.held.Bytes())
+			if _, err := io.ReadAll(c); alertOf(err) != "certificate required" {
+				t.Errorf("visitor %d of 30 reads %v", i, err)
+			}
+			if _, err := io.Copy(io.Discard, tcp); err != nil {
+				t.Errorf("visitor %d of 30: behind the alert came %v", i, err)
+			}
+		})
 	}
+	all.Wait()
 }
 
 // An earlyHome speaks just enough HTTP/2 to answer a request whose body is

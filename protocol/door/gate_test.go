@@ -174,6 +174,7 @@ func h2Request(conn *tls.Conn, fields map[string]string, extra ...hpack.HeaderFi
 }
 
 func TestH2ToH1(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, nil)
 	var dials atomic.Int32 // home must not even be dialled: its parser may be laxer than Go's
 	w.site("pub.test", None, w.proxyTo(hello, func(b *Backend) {

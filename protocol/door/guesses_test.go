@@ -37,6 +37,7 @@ func (g *guesses) looked(ip netip.Addr, n int) (looked int) {
 }
 
 func TestGuessesOfASource(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := newGuesses()
 		g.try(someone, tv, true)
@@ -147,6 +148,7 @@ func TestGuessesAreBounded(t *testing.T) {
 // On the wire: guesses end in silence, what is no guess costs nothing, and the
 // audit log has one line.
 func TestGuessesAreLimited(t *testing.T) {
+	t.Parallel()
 	var lines atomic.Int32
 	var asked atomic.Int32
 	w := tokenWorld(t, hello, func(c *Config) {

@@ -11,30 +11,47 @@ import (
 
 // Headers that say who a visitor is, or where he asked. Backends believe them,
 // so that nobody but us may send them: they are deleted from every request,
-// whether or not we set them, in headers and trailers. Names are compared in
-// lower case with "_" as "-", because CGI-like backends cannot tell the two
-// apart (GHSA-f59h).
+// whether or not we set them, in headers and trailers. Names are compared
+// folded, because CGI-like backends cannot tell "-", "_" (GHSA-f59h) and, with
+// lighttpd, any other sign apart.
 var (
 	identityNames = []string{
 		"client-cert", "client-cert-chain", // RFC 9440
 		"forwarded", "x-forwarded", "x-real-ip", "true-client-ip", "x-cluster-client-ip", "x-proxyuser-ip",
 		"cf-connecting-ip", "fastly-client-ip", "x-original-forwarded-for",
-		"x-original-url", "x-original-uri", "x-original-host", "x-original-method", "x-rewrite-url", // judged path = path at home
-		"x-host", "x-arr-clientcert",
+		// The path that was judged is the path at home. gunicorn takes the first
+		// ones as if they came from its own server.
+		"script-name", "path-info", "path-translated", "x-script-name", "x-ingress-path", "x-override-url",
+		"x-original-url", "x-original-uri", "x-original-host", "x-original-method", "x-rewrite-url",
+		"x-host", "x-arr-clientcert", "auth-user",
 		"proxy",          // becomes HTTP_PROXY in CGI
 		"http2-settings", // of an h2c upgrade
 	}
 	identityPrefixes = []string{
 		"sallyport-", "x-forwarded-", "x-ssl-", "ssl-client-", "x-client-",
 		"remote-", "x-remote-", "x-webauth-", "x-auth-request-", "x-authentik-", "x-amzn-mtls-",
+		"x-auth-user", "tailscale-user-", "cf-access-", "x-goog-authenticated-user-", "x-ms-client-principal", "x-pomerium-",
 	}
 )
 
 // isIdentity reports whether a header or trailer is one that only we may set.
 func isIdentity(name string) bool {
-	folded := strings.ReplaceAll(strings.ToLower(name), "_", "-")
+	folded := foldName(name)
 	return slices.Contains(identityNames, folded) ||
 		slices.ContainsFunc(identityPrefixes, func(p string) bool { return strings.HasPrefix(folded, p) })
+}
+
+// foldName is a header's name in lower case, with "-" for every sign.
+func foldName(name string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r >= 'A' && r <= 'Z':
+			return r + 'a' - 'A'
+		case r >= 'a' && r <= 'z' || r >= '0' && r <= '9':
+			return r
+		}
+		return '-'
+	}, name)
 }
 
 func stripIdentity(h http.Header) {

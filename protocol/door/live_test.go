@@ -198,6 +198,7 @@ func TestEveryRequestIsAuthorised(t *testing.T) {
 
 // A certificate that runs out under a live connection ends it.
 func TestExpiryUnderALiveConnection(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, nil)
 	w.site("ha.test", Require, w.proxyTo(lively(), nil))
 	w.rawSite("raw.test", Require, echoRaw)
@@ -364,6 +365,7 @@ func TestRevokedDuringTheHandshake(t *testing.T) {
 }
 
 func TestIdleRawOutlivesTheHandshakeDeadline(t *testing.T) {
+	t.Parallel()
 	const deadline = 500 * time.Millisecond
 	w := newWorld(t, func(c *Config) { c.HandshakeTimeout = deadline })
 	w.rawSite("raw.test", Require, echoRaw)

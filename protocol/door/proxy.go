@@ -259,6 +259,9 @@ func (x *exchange) cleanEarly(_ int, h textproto.MIMEHeader) error {
 	h.Del("Alt-Svc")
 	if x.secret != nil {
 		h.Set("Referrer-Policy", "no-referrer") // what is preloaded must not hear of the secret either
+		if x.secret.prefix != "" {
+			dropReports(http.Header(h))
+		}
 	}
 	return nil
 }

@@ -153,6 +153,7 @@ func TestDuplexStreaming(t *testing.T) {
 }
 
 func TestIdleWebSocketOutlivesTheTimeouts(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, nil)
 	w.door.server.ReadHeaderTimeout, w.door.server.IdleTimeout = 50*time.Millisecond, 50*time.Millisecond
 	w.site("ha.test", Require, w.proxyTo(lively(), func(b *Backend) { b.Proto = protocol.ProtoH2 }))

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -53,11 +54,12 @@ func TestDeniedPagePerSite(t *testing.T) {
 // A guest's time ends under everything that is open, and afterwards nothing
 // opens.
 func TestUntilEndsConnections(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, nil)
 	w.site("ha.test", Require, w.proxyTo(lively(), nil))
 	w.rawSite("raw.test", Require, echoRaw)
 	w.site("ask.test", Ask, w.proxyTo(hello, nil))
-	until := time.Now().Add(3 * time.Second)
+	until := time.Now().Add(2 * time.Second)
 	w.set(func() { w.until = until })
 	for kind, wait := range w.live("ha.test", "raw.test", w.phone) {
 		if d := wait(until); d > time.Second || d < -10*time.Millisecond {
@@ -75,6 +77,7 @@ func TestUntilEndsConnections(t *testing.T) {
 // A new end holds for what is open: a shorter one after Recheck, a longer one
 // by itself.
 func TestUntilChangesUnderALiveConnection(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, nil)
 	w.site("ha.test", Require, w.proxyTo(lively(), nil))
 	w.rawSite("raw.test", Require, echoRaw)
@@ -89,14 +92,53 @@ func TestUntilChangesUnderALiveConnection(t *testing.T) {
 		}
 	}
 
-	w.set(func() { w.until = time.Now().Add(2 * time.Second) })
+	w.set(func() { w.until = time.Now().Add(time.Second) })
 	raw, err := w.dial(w.clientTLS("raw.test", w.phone))
 	ok(t, err)
 	w.set(func() { w.until = time.Time{} })
-	<-time.After(2100 * time.Millisecond)
+	<-time.After(1100 * time.Millisecond)
 	io.WriteString(raw, "hi")
 	if _, err := io.ReadFull(raw, make([]byte, 2)); err != nil {
 		t.Error("prolonged, and cut:", err)
+	}
+}
+
+// A request tells of a new end, too: it holds for what else is open on its
+// connection, though nobody calls Recheck.
+func TestUntilChangesBetweenRequests(t *testing.T) {
+	t.Parallel()
+	w := tokenWorld(t, lively(), nil)
+	w.site("ha.test", Require, w.proxyTo(lively(), nil))
+	set := func(until time.Time) {
+		w.set(func() { w.until = until })
+		w.token("tv.test", tv, Device{ID: "tv", Name: "tv", Until: until})
+	}
+	type open struct {
+		base, before string
+		client       *http.Client
+		stream       io.ReadCloser
+	}
+	var all []open
+	for before, until := range map[string]time.Time{"no end": {}, "an end": time.Now().Add(time.Hour)} {
+		set(until)
+		for base, cert := range map[string]*tls.Certificate{"https://ha.test": w.phone, "https://tv.test/" + tv: nil} {
+			c := w.client(strings.Split(base, "/")[2], cert, true)
+			res, err := c.Get(base + "/sse")
+			ok(t, err)
+			all = append(all, open{base, before, c, res.Body})
+		}
+	}
+	until := time.Now().Add(500 * time.Millisecond)
+	set(until)
+	for _, o := range all {
+		res, err := o.client.Get(o.base + "/")
+		ok(t, err)
+		res.Body.Close()
+	}
+	for _, o := range all {
+		if d := ended(t, o.stream, until); d > time.Second || d < -10*time.Millisecond {
+			t.Errorf("%s with %s at first: ended %v after the new one", o.base, o.before, d)
+		}
 	}
 }
 
@@ -266,6 +308,7 @@ func dialTo(addr string) func(context.Context, string, string) (net.Conn, error)
 // No ticket of a host is worth anything at another, whatever the two ask for,
 // in both versions of TLS.
 func TestTicketsOfEveryPairOfHosts(t *testing.T) {
+	t.Parallel()
 	modes := []Mode{Require, Ask, None, Token}
 	w := newWorld(t, nil)
 	type host struct {

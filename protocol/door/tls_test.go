@@ -226,6 +226,7 @@ func TestVersionsAndSuites(t *testing.T) {
 }
 
 func TestHandshakeDeadline(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, func(c *Config) { c.HandshakeTimeout = 50 * time.Millisecond })
 	c, err := net.Dial("tcp", w.addr)
 	ok(t, err)

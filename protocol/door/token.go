@@ -27,6 +27,7 @@ func (s *stripped) putBack(h http.Header, in *http.Request) {
 	h.Set("Referrer-Policy", "no-referrer") // the address holds the secret
 	if s.prefix != "" {
 		mapBack(h, s.prefix, rawPath(in.URL), in.Host)
+		dropReports(h)
 	}
 }
 

@@ -327,6 +327,7 @@ func (w *world) liveByToken(host, secret string) map[string]func(since time.Time
 }
 
 func TestTokenConnectionsEnd(t *testing.T) {
+	t.Parallel()
 	for name, cut := range map[string]func(w *world){
 		"revoked": func(w *world) {
 			w.deny1("tv", DeniedRevoked)
@@ -379,8 +380,9 @@ func TestTokenConnectionsEnd(t *testing.T) {
 func (w *world) deny1(id, denial string) { w.set(func() { w.denied[id] = denial }) }
 
 func TestTokenEndsByItself(t *testing.T) {
+	t.Parallel()
 	w := tokenWorld(t, lively(), nil)
-	until := time.Now().Add(3 * time.Second)
+	until := time.Now().Add(2 * time.Second)
 	w.token("tv.test", tv, Device{ID: "tv", Name: "tv", Until: until})
 	for kind, wait := range w.liveByToken("tv.test", tv) {
 		if d := wait(until); d > time.Second || d < -10*time.Millisecond {
@@ -487,6 +489,7 @@ func TestEveryTokenRequestIsAuthorised(t *testing.T) {
 // The log at its loudest, the audit log, pages and what home gets never hold a
 // secret, good or bad.
 func TestTokenIsWrittenNowhere(t *testing.T) {
+	t.Parallel()
 	var log syncBuffer
 	loud := slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	w := tokenWorld(t, lively(), func(c *Config) {
