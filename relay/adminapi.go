@@ -30,6 +30,9 @@ func (r *Relay) api() admin.API {
 		Invite:         r.invite,
 		AddTokenDevice: r.addTokenDevice,
 		ChangeDevice:   r.changeDevice,
+		Invites:        r.listInvites,
+		WithdrawInvite: r.withdrawInvite,
+		ResetClock:     r.resetClock,
 		Requests:       r.listRequests,
 		Approve:        r.approve,
 		Deny:           r.deny,
@@ -81,7 +84,7 @@ func (r *Relay) status(ctx context.Context) (admin.Status, error) {
 		}
 	}
 	for _, host := range slices.Sorted(r.terminated()) {
-		if lack := r.public.lacks(host); lack != "" {
+		if _, lack := r.public.lacks(host); lack != "" {
 			st.Warnings = append(st.Warnings, lack)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/sallyport/sallyport/protocol/names"
 	"github.com/sallyport/sallyport/protocol/pki"
 	"github.com/sallyport/sallyport/relay/admin"
+	"github.com/sallyport/sallyport/relay/certs"
 	"github.com/sallyport/sallyport/relay/devices"
 	"github.com/sallyport/sallyport/relay/enroll"
 )
@@ -33,16 +34,42 @@ func (r *Relay) addDevice(ctx context.Context, q admin.DeviceRequest) (admin.Iss
 func (r *Relay) invite(ctx context.Context, q admin.InviteRequest) (admin.Invite, error) {
 	code, expires, err := r.desk.Invite(ctx, enroll.Invitation{
 		Name: q.Name, Hosts: q.Hosts, Until: q.Until, Admin: q.Admin, Approve: q.Approve,
-		TTL: time.Duration(q.TTL) * time.Second,
+		TTL: time.Duration(q.TTL) * time.Second, By: admin.Actor(ctx),
 	})
 	if err != nil {
 		return admin.Invite{}, deviceError(err)
 	}
-	inv := admin.Invite{Name: q.Name, Link: r.ownURL(enrollLabel) + "/#" + code, Expires: expires, Approve: q.Approve}
+	inv := admin.Invite{Name: q.Name, Link: r.ownURL(enrollLabel) + "/#" + code, Expires: expires, Approve: q.Approve || q.Name == ""}
 	if inv.SVG, err = admin.QRSVG(inv.Link); err != nil {
 		return admin.Invite{}, fmt.Errorf("QR code: %w", err)
 	}
 	return inv, nil
+}
+
+// listInvites lists the links that nobody has used yet.
+func (r *Relay) listInvites(context.Context) ([]admin.WaitingInvite, error) {
+	var list []admin.WaitingInvite
+	for _, c := range r.desk.Codes() {
+		list = append(list, admin.WaitingInvite{
+			ID: c.ID, Name: c.Name, By: c.By, Hosts: c.Hosts, Admin: c.Admin, Approve: c.Approve, Created: c.Created, Expires: c.Expires,
+		})
+	}
+	return list, nil
+}
+
+func (r *Relay) withdrawInvite(ctx context.Context, id string) error {
+	if err := r.desk.WithdrawID(ctx, id); err != nil {
+		return deviceError(err)
+	}
+	return nil
+}
+
+func (r *Relay) resetClock(ctx context.Context) error {
+	if err := r.devices.ResetClock(ctx, r.now()); err != nil {
+		return deviceError(err)
+	}
+	r.event("clock.reset")
+	return nil
 }
 
 func (r *Relay) addTokenDevice(ctx context.Context, q admin.TokenDeviceRequest) (admin.TokenDevice, error) {
@@ -140,8 +167,12 @@ func (r *Relay) revokeDevice(ctx context.Context, name string) (admin.Device, er
 	return admin.Device{}, deviceError(err)
 }
 
-// stopEnrolment reports whether there was something to stop.
+// stopEnrolment reports whether there was something to stop. What a device
+// invited as an administrator goes with it, too.
 func (r *Relay) stopEnrolment(ctx context.Context, name string) (stopped bool, err error) {
+	if _, err := r.desk.WithdrawBy(ctx, name); err != nil {
+		return false, err
+	}
 	if err := r.desk.Withdraw(ctx, name); err == nil {
 		stopped = true
 	} else if !errors.Is(err, enroll.ErrUnknown) {
@@ -232,7 +263,11 @@ func (r *Relay) retryCertificate(_ context.Context, host string) error {
 	if r.public.acme == nil {
 		return &admin.Error{Code: admin.CodeRefused, Message: "this relay gets no certificates by ACME", Hint: "certs is " + r.conf.certs()}
 	}
-	if err := r.public.acme.Retry(host); err != nil {
+	err := r.public.acme.Retry(host)
+	if _, limited := errors.AsType[*certs.LimitError](err); limited {
+		return &admin.Error{Code: admin.CodeUnavailable, Message: err.Error()}
+	}
+	if err != nil {
 		return &admin.Error{Code: admin.CodeNotFound, Message: err.Error()}
 	}
 	return nil

@@ -83,14 +83,14 @@ func (r *Relay) newEnrolment() (*enrolment, error) {
 		return nil, fmt.Errorf("enrolment pages: %w", err)
 	}
 	e.est = est.New(est.Config{
-		CA: r.deviceChain, Apply: r.applyEST, Renew: r.renewDevice, Peer: peerCert, Source: visitorAddr,
+		CA: r.deviceChain, Apply: r.applyEST, Renew: r.renewDevice, Peer: peerCert, Source: visitorAddr, Logger: r.log,
 	})
 	mux := http.NewServeMux()
 	mux.Handle("/", e.pages.Enroll())
 	mux.Handle("/.well-known/est/", e.est)
 	mux.Handle("/scep", scep.New(scep.Config{
 		RA: ra, Key: raKey, CA: ca.Cert(), Apply: r.applySCEP, StatusOfKey: r.statusOfKey,
-		Renew: r.renewDevice, Source: visitorAddr, Logger: r.log, Now: r.now,
+		Renew: r.renewDevice, Allow: r.desk.Admit, Failed: r.desk.Failed, Source: visitorAddr, Logger: r.log, Now: r.now,
 	}))
 	mux.HandleFunc("GET "+crlPath, r.serveCRL)
 	mux.HandleFunc("GET "+caPath, r.serveDeviceCA)
@@ -141,15 +141,25 @@ func (r *Relay) knownHost(host string) bool {
 	return ok
 }
 
-// nameTaken lets the desk decide by an error of package devices.
-type nameTaken struct{ error }
+// A known error lets the desk and its protocols decide by an error of package
+// devices.
+type known struct {
+	error
+	as error // the desk's word for it
+}
 
-func (e nameTaken) Unwrap() error        { return e.error }
-func (e nameTaken) Is(target error) bool { return target == enroll.ErrNameTaken }
+func (e known) Unwrap() error        { return e.error }
+func (e known) Is(target error) bool { return target == e.as }
 
 func deskError(err error) error {
-	if errors.Is(err, devices.ErrNameTaken) {
-		return nameTaken{err}
+	for _, same := range []struct{ devices, desk error }{
+		{devices.ErrNameTaken, enroll.ErrNameTaken},
+		{devices.ErrKeyUsed, enroll.ErrKeyUsed},
+		{devices.ErrNotAllowed, enroll.ErrNotAllowed},
+	} {
+		if errors.Is(err, same.devices) {
+			return known{err, same.desk}
+		}
 	}
 	return err
 }
@@ -189,7 +199,7 @@ func (r *Relay) renewDevice(ctx context.Context, old *x509.Certificate, csr []by
 	}
 	d, cert, err := r.devices.Renew(ctx, old, pub)
 	if err != nil {
-		return nil, err
+		return nil, deskError(err)
 	}
 	r.event("device.renewed", slog.String("device", d.Name), slog.String("id", d.ID), slog.Time("not_after", d.NotAfter))
 	return cert, nil

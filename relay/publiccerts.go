@@ -115,8 +115,9 @@ func (p *publicCerts) reload() error {
 
 // lacks says what keeps visitors of a host pattern from connecting: that no
 // certificate covers it. "" when one does, or will in a moment. An internal CA
-// makes what is asked for.
-func (p *publicCerts) lacks(host string) string {
+// makes what is asked for. The home is told less than the owner: what probes
+// found out about this machine's network is none of its business.
+func (p *publicCerts) lacks(host string) (home, owner string) {
 	rest, wild := strings.CutPrefix(host, "*.")
 	switch {
 	case p.files != nil:
@@ -125,14 +126,15 @@ func (p *publicCerts) lacks(host string) string {
 			name = "any." + rest
 		}
 		if _, err := p.files.GetCertificate(name); err != nil {
-			return fmt.Sprintf("none of the relay's certificate files covers %s: visitors cannot connect until one does", host)
+			lack := fmt.Sprintf("none of the relay's certificate files covers %s: visitors cannot connect until one does", host)
+			return lack, lack
 		}
 	case p.acme != nil:
 		if st := p.status(host); st.Problem != "" {
-			return fmt.Sprintf("%s: %s; %s", host, st.Problem, st.Fix)
+			return host + ": " + st.Public, fmt.Sprintf("%s: %s; %s", host, st.Problem, st.Fix)
 		}
 	}
-	return ""
+	return "", ""
 }
 
 // status is what is known of a host's certificate by ACME.
@@ -181,9 +183,9 @@ func (r *Relay) warnUncovered(services []protocol.Service, regs []protocol.Regis
 		if err != nil {
 			continue
 		}
-		if lack := r.public.lacks(u.Hostname()); lack != "" {
-			regs[i].Warning = lack
-			r.log.Warn("a host has no certificate", "host", u.Hostname(), "service", g.Name, "err", lack)
+		if home, owner := r.public.lacks(u.Hostname()); home != "" {
+			regs[i].Warning = home
+			r.log.Warn("a host has no certificate", "host", u.Hostname(), "service", g.Name, "err", owner)
 		}
 	}
 }

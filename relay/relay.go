@@ -366,10 +366,16 @@ func (r *Relay) event(name string, attrs ...slog.Attr) {
 	r.bell.Ring()
 }
 
-// deviceRevoked runs after a revocation is on disk: live connections go now.
+// deviceRevoked runs after the loss of rights is on disk: live connections go
+// now. What is still allowed may come back.
 func (r *Relay) deviceRevoked(id string) {
 	n := r.door.Disconnect(id)
-	r.log.Info("device revoked", "device", id, "connections_closed", n)
+	d, ok := r.devices.ByID(id)
+	what := "device lost rights"
+	if !ok || d.Revoked {
+		what = "device revoked"
+	}
+	r.log.Info(what, "device", d.Name, "id", id, "connections_closed", n)
 }
 
 // sendGoAway asks an agent to leave a session; it does not block. A session

@@ -74,6 +74,9 @@ type API struct {
 	Requests       func(ctx context.Context) ([]EnrolRequest, error) // that wait for the owner
 	Approve        func(ctx context.Context, idOrName string) (EnrolRequest, error)
 	Deny           func(ctx context.Context, idOrName string) (EnrolRequest, error)
+	Invites        func(ctx context.Context) ([]WaitingInvite, error) // links that nobody used yet
+	WithdrawInvite func(ctx context.Context, id string) error
+	ResetClock     func(ctx context.Context) error // forget a moment that a wrong clock made up
 
 	// Public certificates, and the dashboard's doors.
 	Certificates     func(ctx context.Context) ([]PublicCert, error)
@@ -158,6 +161,9 @@ func (s *Server) Handler() http.Handler {
 	get(mux, "/v1/requests", list(a.Requests, func(l []EnrolRequest) any { return requestList{l} }))
 	onName(mux, "/v1/requests/{name}/approve", a.Approve)
 	onName(mux, "/v1/requests/{name}/deny", a.Deny)
+	get(mux, "/v1/invites", list(a.Invites, func(l []WaitingInvite) any { return inviteList{l} }))
+	onName(mux, "/v1/invites/{name}/withdraw", noOutput(a.WithdrawInvite))
+	post(mux, "/v1/clock/reset", noInput(nothing(a.ResetClock)))
 	get(mux, "/v1/certificates", list(a.Certificates, func(l []PublicCert) any { return certList{l} }))
 	onName(mux, "/v1/certificates/{name}/retry", noOutput(a.RetryCertificate))
 	post(mux, "/v1/dashboard", noInput(a.Dashboard))
@@ -257,10 +263,14 @@ func noInput[Out any](do func(context.Context) (Out, error)) func(context.Contex
 	return func(ctx context.Context, _ struct{}) (Out, error) { return do(ctx) }
 }
 
-func noOutput(do func(context.Context, string) error) func(context.Context, string) (struct{}, error) {
+func nothing(do func(context.Context) error) func(context.Context) (struct{}, error) {
 	if do == nil {
 		return nil
 	}
+	return func(ctx context.Context) (struct{}, error) { return struct{}{}, do(ctx) }
+}
+
+func noOutput(do func(context.Context, string) error) func(context.Context, string) (struct{}, error) {
 	if do == nil {
 		return nil
 	}

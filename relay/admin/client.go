@@ -126,6 +126,25 @@ func (c *Client) Deny(ctx context.Context, idOrName string) (EnrolRequest, error
 	return call[EnrolRequest](ctx, c, http.MethodPost, "/v1/requests/"+url.PathEscape(idOrName)+"/deny", struct{}{})
 }
 
+// Invites lists the links that nobody used yet.
+func (c *Client) Invites(ctx context.Context) ([]WaitingInvite, error) {
+	l, err := call[inviteList](ctx, c, http.MethodGet, "/v1/invites", nil)
+	return l.Invites, err
+}
+
+// WithdrawInvite makes a link open nothing any more, by its ID.
+func (c *Client) WithdrawInvite(ctx context.Context, id string) error {
+	_, err := call[struct{}](ctx, c, http.MethodPost, "/v1/invites/"+url.PathEscape(id)+"/withdraw", struct{}{})
+	return err
+}
+
+// ResetClock forgets the moments that the relay knows from a time when this
+// machine's clock was ahead.
+func (c *Client) ResetClock(ctx context.Context) error {
+	_, err := call[struct{}](ctx, c, http.MethodPost, "/v1/clock/reset", struct{}{})
+	return err
+}
+
 // Certificates lists how the hosts' public certificates stand.
 func (c *Client) Certificates(ctx context.Context) ([]PublicCert, error) {
 	l, err := call[certList](ctx, c, http.MethodGet, "/v1/certificates", nil)

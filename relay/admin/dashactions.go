@@ -36,6 +36,7 @@ var said = map[string]string{
 	"approve":           "Approved. The device is getting its certificate.",
 	"deny":              "Turned away. The device was told.",
 	"revoke-device":     "Revoked. It is shut out and its connections are closed.",
+	"withdraw-invite":   "Withdrawn. That link opens nothing any more.",
 	"change-device":     "Saved. It holds for open connections, too.",
 	"revoke-agent":      "Revoked. That home is shut out and its hosts are free.",
 	"release-host":      "Released. Any agent that is allowed to may claim the host now.",
@@ -65,6 +66,13 @@ func (d *dashboard) deny(ctx context.Context, id string, _ url.Values) error {
 
 func (d *dashboard) revokeDevice(ctx context.Context, name string, _ url.Values) error {
 	return ignoring(d.api.RevokeDevice)(ctx, name)
+}
+
+func (d *dashboard) withdrawInvite(ctx context.Context, id string, _ url.Values) error {
+	if d.api.WithdrawInvite == nil {
+		return errUnavailable
+	}
+	return d.api.WithdrawInvite(ctx, id)
 }
 
 func (d *dashboard) revokeAgent(ctx context.Context, name string, _ url.Values) error {
@@ -113,8 +121,9 @@ func (d *dashboard) changeDevice(ctx context.Context, name string, form url.Valu
 		}
 		c.Until = &until
 	}
-	// A checkbox that is off is not sent: "was" says that it was on the page.
-	if on := form.Get("admin") == "1"; form.Has("was-admin") && on != (form.Get("was-admin") == "1") || on && !form.Has("was-admin") {
+	// No page asks that, and it is refused: nothing is dropped in silence.
+	if form.Has("admin") {
+		on := form.Get("admin") == "1"
 		c.Admin = &on
 	}
 	_, err := d.api.ChangeDevice(ctx, name, c)
@@ -154,7 +163,10 @@ func (d *dashboard) newInvite(r *http.Request) (Invite, error) {
 	}
 	q := InviteRequest{
 		Name: strings.TrimSpace(form.Get("name")), Hosts: splitHosts(form.Get("hosts")), Until: until,
-		TTL: int64(ttl.Seconds()), Admin: form.Get("admin") == "1", Approve: form.Get("approve") == "1",
+		TTL: int64(ttl.Seconds()), Admin: form.Has("admin"), Approve: form.Get("approve") == "1",
+	}
+	if q.Name == "" { // whoever opens it chooses the name: somebody has to look at that
+		q.Approve = true
 	}
 	inv, err := d.api.Invite(WithActor(r.Context(), d.actor(r)), q)
 	d.record(r, "invite", q.Name, err)

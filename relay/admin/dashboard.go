@@ -23,8 +23,8 @@ type DashboardConfig struct {
 	// Record writes one line to the audit log for each command: who, what,
 	// how it went. Nil: nothing is written.
 	Record func(event string, attrs ...slog.Attr)
-	// Remote is true at admin.DOMAIN: from there nobody becomes an
-	// administrator, neither by invitation nor by change nor by approval.
+	// Remote is true at admin.DOMAIN: from there no administrator is approved
+	// or changed, only shut out, and links live for a day at most.
 	Remote bool
 	// Actor names who sends a request, for the audit log: the device at
 	// admin.DOMAIN. Nil: "dashboard". The caller has checked that it may.
@@ -52,20 +52,19 @@ type dashboard struct {
 // device certificate that is checked at every request.
 //
 // On no way can it mint join tokens, make keys or export them: it does not
-// hold those functions of the API.
+// hold those functions of the API. Nor can it mark administrators: only the
+// command line at the relay does.
 func NewDashboard(cfg DashboardConfig) http.Handler {
-	d := &dashboard{cfg: cfg, api: cfg.API, now: cfg.Now, log: cfg.Logger, streams: make(chan struct{}, maxStreams)}
+	d := &dashboard{cfg: cfg, now: cfg.Now, log: cfg.Logger, streams: make(chan struct{}, maxStreams)}
 	if d.now == nil {
 		d.now = time.Now
 	}
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)
 	}
-	d.api.NewToken, d.api.AddDevice, d.api.AddTokenDevice, d.api.Dashboard = nil, nil, nil, nil
+	d.api = pagesAPI(cfg.API)
 	if cfg.Remote {
-		d.api.Invite = remoteInvite(d.api.Invite)
-		d.api.ChangeDevice = remoteChange(d.api.ChangeDevice)
-		d.api.Approve = remoteApprove(d.api.Requests, d.api.Approve)
+		d.api = remoteAPI(d.api)
 	}
 	mux := http.NewServeMux()
 	for path, show := range map[string]http.HandlerFunc{
@@ -86,6 +85,7 @@ func NewDashboard(cfg DashboardConfig) http.Handler {
 	d.command(mux, "/requests/{name}/deny", "deny", "/", d.deny)
 	d.command(mux, "/devices/{name}/revoke", "revoke-device", "/devices", d.revokeDevice)
 	d.command(mux, "/devices/{name}/change", "change-device", "", d.changeDevice)
+	d.command(mux, "/invites/{name}/withdraw", "withdraw-invite", "/devices", d.withdrawInvite)
 	d.command(mux, "/agents/{name}/revoke", "revoke-agent", "/homes", d.revokeAgent)
 	d.command(mux, "/hosts/{name}/release", "release-host", "/homes", d.releaseHost)
 	d.command(mux, "/certificates/{name}/retry", "retry-certificate", "/certificates", d.retryCertificate)
@@ -94,56 +94,6 @@ func NewDashboard(cfg DashboardConfig) http.Handler {
 		d.fault(w, r, "/", &Error{Code: CodeNotFound, Message: "There is no such page."})
 	})
 	return guardPages(cfg.Hosts, mux)
-}
-
-var errRemoteAdmin = &Error{
-	Code: CodeRefused, Message: "administrators are not made from afar",
-	Hint: "use the command line at the relay: sallyport device set NAME --admin",
-}
-
-func remoteInvite(do func(context.Context, InviteRequest) (Invite, error)) func(context.Context, InviteRequest) (Invite, error) {
-	if do == nil {
-		return nil
-	}
-	return func(ctx context.Context, q InviteRequest) (Invite, error) {
-		if q.Admin {
-			return Invite{}, errRemoteAdmin
-		}
-		return do(ctx, q)
-	}
-}
-
-func remoteChange(do func(context.Context, string, DeviceChange) (Device, error)) func(context.Context, string, DeviceChange) (Device, error) {
-	if do == nil {
-		return nil
-	}
-	return func(ctx context.Context, name string, c DeviceChange) (Device, error) {
-		if c.Admin != nil {
-			return Device{}, errRemoteAdmin
-		}
-		return do(ctx, name, c)
-	}
-}
-
-// remoteApprove refuses what it cannot look at.
-func remoteApprove(list func(context.Context) ([]EnrolRequest, error), do func(context.Context, string) (EnrolRequest, error)) func(context.Context, string) (EnrolRequest, error) {
-	if do == nil || list == nil {
-		return nil
-	}
-	return func(ctx context.Context, id string) (EnrolRequest, error) {
-		waiting, err := list(ctx)
-		if err != nil {
-			return EnrolRequest{}, err
-		}
-		at := slices.IndexFunc(waiting, func(q EnrolRequest) bool { return q.ID == id })
-		if at < 0 {
-			return EnrolRequest{}, errGone
-		}
-		if waiting[at].Admin {
-			return EnrolRequest{}, errRemoteAdmin
-		}
-		return do(ctx, id)
-	}
 }
 
 // contentPolicy allows what the pages are made of and nothing else: no inline

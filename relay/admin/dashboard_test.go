@@ -59,6 +59,7 @@ var commands = []struct {
 	{"/requests/7kq2mf9x/deny", url.Values{}, "denied 7kq2mf9x", "/?said=deny"},
 	{"/devices/anna-tablet/revoke", url.Values{}, "revoke device anna-tablet", "/devices?said=revoke-device"},
 	{"/devices/anna-tablet/change", url.Values{"hosts": {"ha"}}, "change anna-tablet", "/devices/anna-tablet?said=change-device"},
+	{"/invites/q7m2/withdraw", url.Values{}, "withdraw q7m2", "/devices?said=withdraw-invite"},
 	{"/agents/pi/revoke", url.Values{}, "revoke agent pi", "/homes?said=revoke-agent"},
 	{"/hosts/*.x.example.org/release", url.Values{}, "release *.x.example.org", "/homes?said=release-host"},
 	{"/certificates/cam.cabin.example.org/retry", url.Values{}, "retry cam.cabin.example.org", "/certificates?said=retry-certificate"},
@@ -189,6 +190,7 @@ func TestHostileNames(t *testing.T) {
 	f.devices = []Device{{ID: evil, Name: "x", Hosts: []string{evil}, Target: evil, Path: evil, URL: "javascript:alert(3)", NotAfter: when.Add(time.Hour)}, {Name: evil}}
 	f.agents = []Agent{{Name: evil, Allowed: []string{evil}, Sessions: []Session{{Transport: evil}}}}
 	f.hosts = []Host{{Host: evil, Agent: evil, Services: []HostService{{Name: evil, Path: evil, URL: "javascript:alert(4)", Auth: evil}}}, {Host: evil, Agent: evil}}
+	f.links = []WaitingInvite{{ID: evil, Name: evil, By: evil, Hosts: []string{evil}}}
 	f.certs = []PublicCert{{Host: evil, State: evil, Issuer: evil, Problem: evil, Fix: evil}}
 	f.line(evil, map[string]any{evil: evil, "list": []any{evil}, "deep": map[string]any{evil: evil}})
 	h := NewDashboard(f.config())
@@ -219,49 +221,11 @@ func TestApproveOnlyWhatWasShown(t *testing.T) {
 	}
 }
 
-// From afar nobody becomes an administrator; from here the command line could
-// do it, too.
-func TestRemoteMakesNoAdministrators(t *testing.T) {
-	asks := []struct {
-		path string
-		form url.Values
-	}{
-		{"/invite", url.Values{"name": {"mallory"}, "ttl": {"15m"}, "admin": {"1"}}},
-		{"/devices/anna-tablet/change", url.Values{"admin": {"1"}}},
-		{"/devices/anna-tablet/change", url.Values{"admin": {"1"}, "was-admin": {"0"}}},
-		{"/devices/pauls-phone/change", url.Values{"was-admin": {"1"}}},
-		{"/requests/7kq2mf9x/approve", url.Values{"key": {"9f86d081884c7d65"}}},
-	}
-	for _, remote := range []bool{true, false} {
-		for _, q := range asks {
-			f := newFakeRelay()
-			f.requests[0].Admin = true
-			cfg := f.config()
-			cfg.Remote = remote
-			w := post1(NewDashboard(cfg), q.path, q.form)
-			refused := w.Code == 403 && strings.Contains(w.Body.String(), "not made from afar") && len(f.called()) == 0
-			if refused != remote || !remote && len(f.called()) != 1 {
-				t.Errorf("remote %v, %s %v: %d, the relay heard %q", remote, q.path, q.form, w.Code, f.called())
-			}
-		}
-	}
-	f := newFakeRelay()
-	f.requests[0].Admin = true
-	cfg := f.config()
-	cfg.Remote = true
-	h := NewDashboard(cfg)
-	for _, path := range pagePaths {
-		if body := get1(h, path).Body.String(); strings.Contains(body, `name="admin"`) || strings.Contains(body, `value="9f86d081884c7d65"`) {
-			t.Errorf("%s offers it", path)
-		}
-	}
-}
-
 // No page of any entrance reaches what makes or shows keys and join tokens.
 func TestNoSecretsAreMade(t *testing.T) {
 	f := newFakeRelay()
 	h := NewDashboard(f.config())
-	for _, path := range []string{"/tokens", "/v1/tokens", "/devices", "/v1/devices", "/token-devices", "/dashboard", "/reload", "/login", "/logout"} {
+	for _, path := range []string{"/tokens", "/v1/tokens", "/devices", "/v1/devices", "/token-devices", "/dashboard", "/clock/reset", "/v1/clock/reset", "/reload", "/login", "/logout"} {
 		if w := post1(h, path, url.Values{"name": {"x"}}); w.Code != 404 {
 			t.Errorf("%s: %d", path, w.Code)
 		}
@@ -292,7 +256,10 @@ func TestInvite(t *testing.T) {
 	if w.Code != 409 || !strings.Contains(w.Body.String(), "choose another name") {
 		t.Errorf("%d %s", w.Code, w.Body)
 	}
-	if len(f.invites) != 1 {
+	if w := post1(h, "/invite", url.Values{"ttl": {"15m"}}); w.Code != 200 || len(f.invites) != 2 || !f.invites[1].Approve {
+		t.Errorf("whoever opens a link without a name chooses his own, and nobody looks: %d %+v", w.Code, f.invites)
+	}
+	if len(f.invites) != 2 {
 		t.Errorf("invited %v", f.invites)
 	}
 	for _, l := range f.log {
@@ -305,7 +272,7 @@ func TestInvite(t *testing.T) {
 }
 
 func TestChangeOnlyWhatTheFormHolds(t *testing.T) {
-	none, all, yes, no := time.Time{}, []string{}, true, false
+	none, all := time.Time{}, []string{}
 	later, hosts := when.Add(24*time.Hour), []string{"ha", "photos"}
 	for _, c := range []struct {
 		form string
@@ -316,10 +283,6 @@ func TestChangeOnlyWhatTheFormHolds(t *testing.T) {
 		{"hosts=", DeviceChange{Hosts: &all}},
 		{"until=24h", DeviceChange{Until: &later}},
 		{"until=none", DeviceChange{Until: &none}},
-		{"was-admin=0&admin=1", DeviceChange{Admin: &yes}},
-		{"was-admin=1", DeviceChange{Admin: &no}},
-		{"was-admin=1&admin=1", DeviceChange{}},
-		{"was-admin=0", DeviceChange{}},
 	} {
 		f := newFakeRelay()
 		form, _ := url.ParseQuery(c.form)

@@ -196,6 +196,7 @@ func TestBrowserSessionEnds(t *testing.T) {
 
 func TestScreenshots(t *testing.T) {
 	f := newFakeRelay()
+	f.requests = append(f.requests, printer())
 	base, login := site(t, f, f.config())
 	b := browser(t)
 	b.do(chromedp.Navigate(login.Link(base)), chromedp.WaitVisible("#queue .ask"))
@@ -211,7 +212,7 @@ func TestScreenshots(t *testing.T) {
 			tell(b, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
 				Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}},
 			})
-			for _, path := range []string{"/", "/devices", "/devices/anna-tablet", "/invite", "/invited", "/homes", "/certificates", "/log", "/nowhere", "/login"} {
+			for _, path := range []string{"/", "/devices", "/devices/anna-tablet", "/devices/pauls-phone", "/invite", "/invited", "/homes", "/certificates", "/log", "/nowhere", "/login"} {
 				name := strings.Join([]string{size.name, scheme, strings.ReplaceAll("overview"+path, "/", "-")}, "-")
 				if path != "/" {
 					name = strings.Replace(name, "overview-", "", 1)

@@ -16,6 +16,7 @@ type fakeRelay struct {
 
 	mu       sync.Mutex // guards the fields below
 	requests []EnrolRequest
+	links    []WaitingInvite
 	devices  []Device
 	hosts    []Host
 	agents   []Agent
@@ -37,6 +38,10 @@ func newFakeRelay() *fakeRelay {
 			{ID: "c3", Name: "babysitter", Kind: "certificate", Hosts: []string{"ha.home.example.org"}, Created: at(-time.Hour), NotAfter: at(365 * day), Until: at(time.Hour)},
 			{ID: "d4", Name: "living-room-tv", Kind: "token", Created: at(-9 * day), Target: "photos.home.example.org", Path: "/api/", TokenHost: "t-k3v9.home.example.org", URL: "https://t-k3v9.home.example.org/", LastSeen: at(-2 * day)},
 			{ID: "e5", Name: "old-phone", Kind: "certificate", Created: at(-400 * day), NotAfter: at(100 * day), Revoked: true, RevokedAt: at(-30 * day)},
+		},
+		links: []WaitingInvite{
+			{ID: "q7m2", Name: "carl-phone", By: "pauls-phone", Hosts: []string{"ha.home.example.org"}, Created: at(-3 * time.Minute), Expires: at(12 * time.Minute)},
+			{ID: "x9b4", By: "local", Admin: true, Approve: true, Created: at(-time.Hour), Expires: at(23 * time.Hour)},
 		},
 		agents: []Agent{
 			{ID: "1", Name: "pi", Online: true, Since: at(-50 * time.Hour), Hosts: []string{"ha.home.example.org"}, Joined: at(-200 * day), Streams: 3, Opened: 48211, BytesIn: 9_412_000_000, BytesOut: 310_400_000, Sessions: []Session{{Transport: "quic", RTTMillis: 18, Since: at(-50 * time.Hour)}}},
@@ -67,6 +72,14 @@ func anna() EnrolRequest {
 		ID: "7kq2mf9x", Name: "anna-phone", State: "pending", Via: "browser", Source: "203.0.113.99",
 		Agent: "Mozilla/5.0 (iPhone; CPU iPhone OS 26_1 like Mac OS X) AppleWebKit/605.1.15 Version/26.1 Mobile/15E148 Safari/604.1",
 		Words: "otter maple violin harbour pepper lamp", KeyID: "9f86d081884c7d65", Created: when.Add(-2 * time.Minute), Expires: when.Add(23 * time.Hour),
+	}
+}
+
+// printer asks, too, and has no screen for words.
+func printer() EnrolRequest {
+	return EnrolRequest{
+		ID: "pr1nt3r0", Name: "printer", State: "pending", Via: "scep", Source: "192.0.2.44", Agent: "sscep/0.10",
+		Words: "tulip anchor", KeyID: "2c26b46b68ffc68ff99b453c1d304134", Created: when.Add(-time.Minute), Expires: when.Add(23 * time.Hour),
 	}
 }
 
@@ -132,6 +145,13 @@ func (f *fakeRelay) api() API {
 			}, nil
 		},
 		Devices: listed(f, &f.devices), Agents: listed(f, &f.agents), Hosts: listed(f, &f.hosts),
+		Invites: listed(f, &f.links), ResetClock: func(ctx context.Context) error { f.did(ctx, "reset clock", nil); return nil },
+		WithdrawInvite: func(ctx context.Context, id string) error {
+			f.did(ctx, "withdraw "+id, func() {
+				f.links = slices.DeleteFunc(f.links, func(i WaitingInvite) bool { return i.ID == id })
+			})
+			return nil
+		},
 		Requests: listed(f, &f.requests), Certificates: listed(f, &f.certs),
 		Approve: f.decide("issued"), Deny: f.decide("denied"),
 		NewToken: func(ctx context.Context, _ TokenRequest) (Token, error) {

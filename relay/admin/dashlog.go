@@ -43,6 +43,9 @@ func (d *dashboard) lines(g *gather, n int) (views []lineView) {
 		}
 		for _, key := range slices.Sorted(maps.Keys(l.Attrs)) {
 			text := valueText(l.Attrs[key])
+			if key == "hosts" && (text == "" || text == "none") { // an empty list of patterns is no limit
+				text = "all"
+			}
 			if l.Event == commandEvent && (key == "command" || key == "outcome" && text == "done") || text == "" {
 				continue // said already, or nothing to say
 			}
@@ -79,14 +82,30 @@ func valueText(v any) string {
 	case float64:
 		return fmt.Sprintf("%.10g", v)
 	case string:
-		if t, err := time.Parse(time.RFC3339Nano, v); err == nil {
+		t, err := time.Parse(time.RFC3339Nano, v)
+		switch {
+		case err == nil && t.IsZero(): // no end, never seen
+			return ""
+		case err == nil:
 			return t.UTC().Format("2 Jan 2006, 15:04 MST")
+		case isHash(v):
+			return v[:shortHash] + "…"
 		}
 		return v
 	case nil:
 		return "none"
 	}
 	return fmt.Sprint(v)
+}
+
+// shortHash is how much of an ID a person needs to tell it from others: as
+// much as protocol.AgentID.Short gives.
+const shortHash = 8
+
+// isHash reports whether v is a SHA-256 in hexadecimal: an agent's or a
+// device's ID, or a key's.
+func isHash(v string) bool {
+	return len(v) == 64 && strings.Trim(v, "0123456789abcdef") == ""
 }
 
 // ago tells a time of the past, "never" for the zero time. What lies ahead by

@@ -105,12 +105,15 @@ func (d *dashboard) devices(w http.ResponseWriter, r *http.Request) {
 	var g gather
 	ctx := r.Context()
 	var v struct {
-		Requests  []requestView
-		CanDecide bool
-		Live      []deviceView
-		Gone      []deviceView
+		Requests    []requestView
+		CanDecide   bool
+		Links       []linkView
+		CanWithdraw bool
+		Live        []deviceView
+		Gone        []deviceView
 	}
 	v.Requests, v.CanDecide = d.waiting(ctx, &g), d.api.Approve != nil
+	v.Links, v.CanWithdraw = d.links(ctx, &g), d.api.WithdrawInvite != nil
 	for _, dev := range devicesNow(fetch(ctx, &g, "devices", d.api.Devices), d.now()) {
 		if dev.Live {
 			v.Live = append(v.Live, dev)
@@ -119,6 +122,20 @@ func (d *dashboard) devices(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	d.show(w, r, "devices", "Devices", "devices", v, g.problems...)
+}
+
+// A linkView is an invitation that nobody used yet.
+type linkView struct {
+	WaitingInvite
+	Made, Left string
+}
+
+func (d *dashboard) links(ctx context.Context, g *gather) (views []linkView) {
+	now := d.now()
+	for _, i := range fetch(ctx, g, "links that wait", d.api.Invites) {
+		views = append(views, linkView{WaitingInvite: i, Made: ago(now, i.Created), Left: in(now, i.Expires)})
+	}
+	return views
 }
 
 func (d *dashboard) device(w http.ResponseWriter, r *http.Request) {
@@ -130,12 +147,13 @@ func (d *dashboard) device(w http.ResponseWriter, r *http.Request) {
 		d.fault(w, r, "/devices", &Error{Code: CodeNotFound, Message: "There is no such device."})
 		return
 	}
+	onlyThere := d.cfg.Remote && all[at].Admin && all[at].Live
 	d.show(w, r, "device", all[at].Name, "devices", struct {
-		Device                         deviceView
-		Self, MayChange, MayMark, Loud bool
+		Device                     deviceView
+		Self, MayChange, OnlyThere bool
 	}{
 		Device: all[at], Self: d.cfg.Remote && d.actor(r) == all[at].Name,
-		MayChange: d.api.ChangeDevice != nil && all[at].Live, MayMark: !d.cfg.Remote && all[at].Kind != "token",
+		MayChange: d.api.ChangeDevice != nil && all[at].Live && !onlyThere, OnlyThere: onlyThere,
 	}, g.problems...)
 }
 

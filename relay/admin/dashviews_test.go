@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"log/slog"
+	"maps"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -28,6 +29,44 @@ func TestTimesForPeople(t *testing.T) {
 		if got != want {
 			t.Errorf("%q, want %q", got, want)
 		}
+	}
+}
+
+// A line of the log says what a person wants to know, and "none" only where
+// nothing is meant.
+func TestLogLinesForPeople(t *testing.T) {
+	hash := strings.Repeat("0123456789abcdef", 4)
+	attrs := map[string]any{
+		"device": "anna", "hosts": nil, "until": "0001-01-01T00:00:00Z", "not_after": "2027-05-01T12:00:00Z", "id": hash,
+		"code_id": "7kq2mf9x", "ids": []any{hash}, "note": strings.ToUpper(hash), "nothing": nil,
+	}
+	d := &dashboard{now: func() time.Time { return when }, cfg: DashboardConfig{Audit: func(int) ([]AuditLine, error) {
+		return []AuditLine{{Time: when, Event: "device.changed", Attrs: attrs}}, nil
+	}}}
+	got := map[string]string{}
+	for _, p := range d.lines(&gather{}, 1)[0].Pairs {
+		got[p.Key] = p.Value
+	}
+	want := map[string]string{
+		"device": "anna", "hosts": "all", "not after": "1 May 2027, 12:00 UTC", "id": "01234567…", "code id": "7kq2mf9x",
+		"ids": "01234567…", "note": strings.ToUpper(hash), "nothing": "none",
+	}
+	if !maps.Equal(got, want) {
+		t.Errorf("got  %v\nwant %v", got, want)
+	}
+	attrs["hosts"] = []any{}
+	for _, p := range d.lines(&gather{}, 1)[0].Pairs {
+		got[p.Key] = p.Value
+	}
+	if got["hosts"] != "all" {
+		t.Errorf("an empty list of hosts is %q", got["hosts"])
+	}
+	attrs["hosts"] = []any{"ha", "nas"}
+	for _, p := range d.lines(&gather{}, 1)[0].Pairs {
+		got[p.Key] = p.Value
+	}
+	if got["hosts"] != "ha, nas" {
+		t.Errorf("hosts are %q", got["hosts"])
 	}
 }
 

@@ -1,6 +1,9 @@
 package admin
 
-import "time"
+import (
+	"strings"
+	"time"
+)
 
 // A Device is a phone, tablet or laptop that may come in.
 type Device struct {
@@ -36,7 +39,7 @@ func (d Device) Ends() time.Time {
 
 // An InviteRequest asks for a one-time enrolment link.
 type InviteRequest struct {
-	Name    string    `json:"name,omitempty"`        // empty: the visitor names the device
+	Name    string    `json:"name,omitempty"`        // empty: the visitor names the device, and the owner always approves it
 	Hosts   []string  `json:"hosts,omitempty"`       // patterns; empty: all hosts
 	Until   time.Time `json:"until,omitzero"`        // of the device; zero: as long as its certificate
 	TTL     int64     `json:"ttl_seconds,omitempty"` // of the link; 0: the relay's default
@@ -52,6 +55,20 @@ type Invite struct {
 	Expires time.Time `json:"expires"`
 	Approve bool      `json:"approve,omitempty"`
 	SVG     string    `json:"svg,omitempty"` // QR code of Link, see QRSVG
+}
+
+// A WaitingInvite is an enrolment link that nobody used yet. The link itself
+// is known to nobody here.
+type WaitingInvite struct {
+	ID      string    `json:"id"`              // short, for the owner to type
+	Name    string    `json:"name,omitempty"`  // empty: the visitor names the device
+	By      string    `json:"by,omitempty"`    // who made it, see Actor
+	Hosts   []string  `json:"hosts,omitempty"` // patterns; empty: all hosts
+	Admin   bool      `json:"admin,omitempty"`
+	Until   time.Time `json:"until,omitzero"` // of the device; zero: as long as its certificate
+	Approve bool      `json:"approve,omitempty"`
+	Created time.Time `json:"created"`
+	Expires time.Time `json:"expires"`
 }
 
 // A TokenDeviceRequest asks for a secret for a visitor that cannot hold a
@@ -85,12 +102,32 @@ type EnrolRequest struct {
 	Via     string    `json:"via,omitempty"`    // "browser", "scep", "est" or "cli"
 	Agent   string    `json:"agent,omitempty"`  // what the device says about itself
 	Source  string    `json:"source,omitempty"` // its address
-	Words   string    `json:"words,omitempty"`  // fingerprint of its key; its screen shows the same
+	Words   string    `json:"words,omitempty"`  // fingerprint of its key; see ShowsWords
 	KeyID   string    `json:"key_id,omitempty"` // hex SHA-256 of its public key
 	Hosts   []string  `json:"hosts,omitempty"`
+	Until   time.Time `json:"until,omitzero"`  // of the device; zero: as long as its certificate
 	Admin   bool      `json:"admin,omitempty"` // it would become an administrator: never approved from afar
 	Created time.Time `json:"created"`
 	Expires time.Time `json:"expires,omitzero"`
+}
+
+// ShowsWords reports whether the device shows Words on its own screen, to be
+// compared. Those that ask by SCEP or EST cannot: for the owner to look for
+// words there would teach him to approve without them.
+func (q EnrolRequest) ShowsWords() bool {
+	return q.Words != "" && (q.Via == "browser" || q.Via == "cli")
+}
+
+// Fingerprint is the start of KeyID in groups of four, at most 64 bits: enough
+// to tell requests apart and to find the key with tools.
+func (q EnrolRequest) Fingerprint() string {
+	const digits, group = 16, 4
+	id := q.KeyID[:min(len(q.KeyID), digits)]
+	var groups []string
+	for len(id) > group {
+		groups, id = append(groups, id[:group]), id[group:]
+	}
+	return strings.Join(append(groups, id), " ")
 }
 
 // A PublicCert is how a host's public certificate stands.
@@ -114,6 +151,9 @@ type DashboardInfo struct {
 type (
 	requestList struct {
 		Requests []EnrolRequest `json:"requests"`
+	}
+	inviteList struct {
+		Invites []WaitingInvite `json:"invites"`
 	}
 	certList struct {
 		Certificates []PublicCert `json:"certificates"`

@@ -23,7 +23,9 @@ func TestClientEnrolment(t *testing.T) {
 	change := DeviceChange{Hosts: &hosts, Until: &when, Admin: &yes}
 	invite := InviteRequest{Name: "anna", Hosts: []string{"ha"}, Until: when, TTL: 60, Admin: true, Approve: true}
 	token := TokenDeviceRequest{Name: "tv", Host: "photos", Path: "/api/", Until: when}
-	var retried string
+	link := WaitingInvite{ID: "q7", Name: "carl", By: "local", Hosts: []string{"ha"}, Admin: true, Approve: true, Created: when, Expires: when}
+	var retried, withdrawn string
+	reset := false
 
 	s, err := New(Config{Dir: dir, API: API{
 		Invite: func(_ context.Context, q InviteRequest) (Invite, error) {
@@ -49,6 +51,9 @@ func TestClientEnrolment(t *testing.T) {
 		Deny: func(_ context.Context, id string) (EnrolRequest, error) {
 			return EnrolRequest{ID: id, State: "denied"}, nil
 		},
+		Invites:        func(context.Context) ([]WaitingInvite, error) { return []WaitingInvite{link}, nil },
+		WithdrawInvite: func(_ context.Context, id string) error { withdrawn = id; return nil },
+		ResetClock:     func(context.Context) error { reset = true; return nil },
 		Certificates: func(context.Context) ([]PublicCert, error) {
 			return []PublicCert{cert}, nil
 		},
@@ -87,6 +92,14 @@ func TestClientEnrolment(t *testing.T) {
 	same(t, yea, err, EnrolRequest{ID: "7k/../x", State: "issued"})
 	nay, err := c.Deny(ctx, "7k")
 	same(t, nay, err, EnrolRequest{ID: "7k", State: "denied"})
+	links, err := c.Invites(ctx)
+	same(t, links, err, []WaitingInvite{link})
+	if err := c.WithdrawInvite(ctx, "q7/../x"); err != nil || withdrawn != "q7/../x" {
+		t.Errorf("withdrew %q, %v", withdrawn, err)
+	}
+	if err := c.ResetClock(ctx); err != nil || !reset {
+		t.Errorf("reset %v, %v", reset, err)
+	}
 	certs, err := c.Certificates(ctx)
 	same(t, certs, err, []PublicCert{cert})
 	if err := c.RetryCertificate(ctx, "*.example.org"); err != nil || retried != "*.example.org" {
@@ -122,6 +135,9 @@ func TestNilCommands(t *testing.T) {
 		"requests":  func() error { _, err := c.Requests(ctx); return err },
 		"approve":   func() error { _, err := c.Approve(ctx, "x"); return err },
 		"deny":      func() error { _, err := c.Deny(ctx, "x"); return err },
+		"invites":   func() error { _, err := c.Invites(ctx); return err },
+		"withdraw":  func() error { return c.WithdrawInvite(ctx, "x") },
+		"clock":     func() error { return c.ResetClock(ctx) },
 		"certs":     func() error { _, err := c.Certificates(ctx); return err },
 		"retry":     func() error { return c.RetryCertificate(ctx, "x") },
 		"dashboard": func() error { _, err := c.Dashboard(ctx); return err },

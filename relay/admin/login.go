@@ -138,6 +138,13 @@ func (l *Login) find(r *http.Request) *session {
 	return nil
 }
 
+// inside reports whether a request belongs to a session.
+func (l *Login) inside(r *http.Request) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.find(r) != nil
+}
+
 // begin returns the context of a request, which ends with its session, and the
 // function to call after it; nil without a session.
 func (l *Login) begin(r *http.Request) (context.Context, func()) {
@@ -198,6 +205,10 @@ func (l *Login) Wrap(dashboard http.Handler) http.Handler {
 			return
 		}
 		c, ok := l.open(r.PostForm.Get("code"))
+		if !ok && l.inside(r) { // a used link, opened again in the browser that used it
+			http.Redirect(w, r, "/", http.StatusSeeOther)
+			return
+		}
 		if !ok {
 			l.failed()
 			showLogin(w, http.StatusForbidden, true)

@@ -90,6 +90,10 @@ func TestLogin(t *testing.T) {
 	if w := post1(h, "/login", form); w.Code != 403 || len(w.Result().Cookies()) != 0 {
 		t.Errorf("the same code again: %d", w.Code)
 	}
+	again := visit{method: "POST", path: "/login", form: form, edit: with(c)}
+	if w := again.to(h); w.Code != 303 || w.Header().Get("Location") != "/" || len(w.Result().Cookies()) != 0 {
+		t.Errorf("the used link, in the browser that is signed in: %d %v", w.Code, w.Header())
+	}
 	for _, wrong := range []string{"", "x", "AAAAAAAAAAAAAAAAAAAAAAAAAA", c.Value} {
 		if w := post1(h, "/login", url.Values{"code": {wrong}}); w.Code != 403 {
 			t.Errorf("code %q: %d", wrong, w.Code)

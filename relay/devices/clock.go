@@ -15,8 +15,16 @@ import (
 //
 // The price: after a clock that was ahead and was put right, the rule holds on
 // to the wrong moment until it has come. What ends before that is shut out
-// early, not let in late; ClockWarning says so. Moments after the CA's own end
-// are not believed at all.
+// early, not let in late; ClockWarning says so, and the owner can say otherwise
+// by ResetClock. Moments after the CA's own end are not believed at all.
+
+// learnRecorded notes a moment that stands in a record, unless the owner said
+// that it never was.
+func (d *Devices) learnRecorded(t time.Time) {
+	if !d.resets.Load().denies(t) {
+		d.learnTime(t)
+	}
+}
 
 // learnTime notes a moment that has been.
 func (d *Devices) learnTime(t time.Time) {
@@ -49,7 +57,7 @@ func (d *Devices) ClockWarning(now time.Time) string {
 	case now.Before(pki.Floor()):
 		return fmt.Sprintf("%s, which cannot be right: devices are judged as if it were %s; %s", says, newest.UTC().Format("2006-01-02 15:04 MST"), set)
 	case newest.Sub(now) > clockSlack:
-		return fmt.Sprintf("%s, but the records know of %s: until then devices are judged by the later time, and what ends before it is shut out; %s",
+		return fmt.Sprintf("%s, but the records know of %s: until then devices are judged by the later time, and what ends before it is shut out; %s, or, when it is the clock that is right: sallyport device clock --reset",
 			says, newest.UTC().Format("2006-01-02 15:04 MST"), set)
 	case now.After(d.cfg.CA.Cert().NotAfter):
 		return fmt.Sprintf("%s, which is after the end of the device CA: every device is shut out; %s", says, set)

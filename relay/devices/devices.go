@@ -16,7 +16,8 @@
 // all that ever had the name only one device is live, be it with several
 // certificates that renewed each other. "device-keys/ID" remembers every key
 // that was ever certified; "device-seen/ID" says when a device came last;
-// "device-crl" is the number of the last revocation list.
+// "device-crl" is the number of the last revocation list; "device-clock" is what
+// the owner said about the clock.
 //
 // Time is the clock's, but never earlier than the newest moment that the
 // records know of (see ClockWarning): a clock that was set back lets nothing
@@ -97,12 +98,14 @@ func (c *Config) fill() error {
 
 // Devices is safe for concurrent use.
 type Devices struct {
-	cfg     Config
-	current atomic.Pointer[snapshot]
-	mu      sync.Mutex                     // guards the replacement of current; no I/O and no callback under it
-	newest  atomic.Int64                   // the latest moment that the records know of, Unix seconds
-	crlTurn sync.Mutex                     // one revocation list is made at a time; may be held across the store
-	crl     atomic.Pointer[revocationList] // the last one made here; replaced under crlTurn
+	cfg      Config
+	current  atomic.Pointer[snapshot]
+	mu       sync.Mutex                     // guards the replacement of current; no I/O and no callback under it
+	newest   atomic.Int64                   // the latest moment that the records know of, Unix seconds
+	resets   atomic.Pointer[clockReset]     // what the owner said about the clock, never nil; replaced under mu
+	seenTurn sync.Mutex                     // "device-seen" is written by one at a time; held across the store
+	crlTurn  sync.Mutex                     // one revocation list is made at a time; may be held across the store
+	crl      atomic.Pointer[revocationList] // the last one made here; replaced under crlTurn
 }
 
 // New reads all records. One that cannot be read is an error: to go on without
@@ -112,6 +115,14 @@ func New(ctx context.Context, cfg Config) (*Devices, error) {
 		return nil, err
 	}
 	d := &Devices{cfg: cfg}
+	reset, err := d.readReset(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("read what was said about the clock: %w\nRestore the relay's state from a backup.", err)
+	}
+	d.resets.Store(reset) // before the records: it says which of their moments count
+	if reset.rev != 0 {
+		d.learnTime(reset.At)
+	}
 	entries, err := cfg.Store.List(ctx, docPrefix)
 	if err != nil {
 		return nil, fmt.Errorf("read the devices: %w", err)

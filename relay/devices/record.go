@@ -22,6 +22,7 @@ const (
 	keyPrefix  = "device-keys/" // + ID: the name that the key was certified for, a space, when (RFC 3339; in old ones only the name)
 	seenPrefix = "device-seen/" // + ID: RFC 3339
 	crlKey     = "device-crl"   // decimal number of the last revocation list
+	clockKey   = "device-clock" // what the owner said about the clock: a clockReset
 )
 
 // documentVersion is what is written. 2 added tokens, generations that renew

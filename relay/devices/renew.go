@@ -27,8 +27,9 @@ const maxLive = 5
 // works on until its own end, so that a renewal that fails half way locks
 // nobody out; Revoke takes all of them.
 //
-// When five generations are live already, the oldest that was never seen is
-// revoked: nobody has it.
+// No more than five generations are live. When there are more, the oldest whose
+// successor was seen is revoked, or else the oldest that was never seen itself:
+// nobody needs it. OnRevoke is told. Old itself stays.
 func (d *Devices) Renew(ctx context.Context, old *x509.Certificate, pub crypto.PublicKey) (Device, *x509.Certificate, error) {
 	e, err := d.renewable(old)
 	if err != nil {
@@ -86,28 +87,35 @@ func (d *Devices) appendNext(doc *document, old *entry, r record) (retired []str
 		return nil, errors.New("its rights were changed in this moment\nTry again.")
 	}
 	now := d.now()
-	var valid, unseen []*record
-	for _, l := range doc.live() {
-		if now.After(l.end()) {
-			continue
-		}
-		valid = append(valid, l)
-		if l != parent && !d.wasSeen(l.id()) {
-			unseen = append(unseen, l)
-		}
-	}
-	if len(valid) >= maxLive {
-		if len(unseen) == 0 {
-			return nil, fmt.Errorf("it has %d valid certificates already, all in use\nRenew with the newest one, or begin anew: sallyport device revoke %s", len(valid), old.Name)
-		}
-		unseen[0].RevokedAt = wholeSeconds(now)
-		retired = append(retired, unseen[0].id())
+	valid := slices.DeleteFunc(doc.live(), func(l *record) bool { return now.After(l.end()) })
+	for len(valid) >= maxLive {
+		i := d.dispensable(valid, parent)
+		valid[i].RevokedAt = wholeSeconds(now)
+		retired = append(retired, valid[i].id())
+		valid = slices.Delete(valid, i, i+1)
 	}
 	if err := d.makeRoom(doc); err != nil {
 		return nil, err
 	}
 	doc.Devices = append(doc.Devices, r)
 	return retired, nil
+}
+
+// dispensable returns which of several valid generations goes first: the oldest
+// that has a successor in use, or else the oldest that nobody ever used. The
+// parent, which is in use now, never does.
+func (d *Devices) dispensable(valid []*record, parent *record) int {
+	last := len(valid) - 1 // the newest that is in use
+	for ; last >= 0 && valid[last] != parent && !d.wasSeen(valid[last].id()); last-- {
+	}
+	for i, l := range valid[:max(last, 0)] {
+		if l != parent {
+			return i
+		}
+	}
+	// Nothing is in use but the parent, and perhaps what follows it: so there are
+	// others, and all the later ones are unseen.
+	return slices.IndexFunc(valid, func(l *record) bool { return l != parent && !d.wasSeen(l.id()) })
 }
 
 func (d *Devices) wasSeen(id string) bool {

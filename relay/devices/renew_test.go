@@ -1,15 +1,18 @@
 package devices
 
 import (
+	"context"
 	"crypto"
 	"crypto/x509"
 	"errors"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/sallyport/sallyport/protocol/pki"
+	"github.com/sallyport/sallyport/relay/store"
 )
 
 func renew(t testing.TB, d *Devices, old *x509.Certificate) (Device, *x509.Certificate) {
@@ -209,7 +212,7 @@ func TestRenewKeepsTheGuestsEnd(t *testing.T) {
 }
 
 // TestRenewOften: renewals whose result got lost do not pile up, and push out
-// nothing that is in use: neither what was seen, nor what asks.
+// nothing that is in use.
 func TestRenewOften(t *testing.T) {
 	unseen := open(t, config(t))
 	_, asks := add(t, unseen, "anna-phone")
@@ -244,17 +247,142 @@ func TestRenewOften(t *testing.T) {
 		t.Error("the oldest unseen one should go, and not the one in use")
 	}
 	check(t, d, old, "ha.example.org", today, Allowed)
-	// Once all of them are in use, none may go.
+	// Where all of them are in use, the oldest goes, but not the one that asks.
 	for _, id := range live() {
 		d.Seen(id)
 	}
-	before := live()
-	key := newPublic(t)
-	if _, _, err := d.Renew(t.Context(), old, key); err == nil || !strings.Contains(err.Error(), "sallyport device revoke anna-phone") {
-		t.Errorf("a sixth certificate: %v", err)
+	oldest := all[len(all)-maxLive+1]
+	sixth, _ := renew(t, d, old)
+	if now := live(); len(now) != maxLive || slices.Contains(now, oldest.ID) || !slices.Contains(now, dev.ID) || !slices.Contains(now, sixth.ID) || told.count(oldest.ID) == 0 {
+		t.Errorf("live now: %v", now)
 	}
-	if !slices.Equal(live(), before) {
-		t.Error("a refused renewal changed something")
+	check(t, d, old, "ha.example.org", today, Allowed)
+}
+
+// TestRenewOftenInUse: a client that renews often, each time with its newest
+// certificate, is never locked out. What it left behind is shut out, and its
+// connections are cut.
+func TestRenewOftenInUse(t *testing.T) {
+	c := newClock()
+	cfg := configAt(t, c)
+	var told revocations
+	cfg.OnRevoke = told.add
+	d := open(t, cfg)
+	dev, cert := add(t, d, "anna-phone")
+	var ids []string
+	certs := map[string]*x509.Certificate{}
+	for i := range 3 * maxLive {
+		c.skip(time.Hour)
+		if i != 7 { // one that it used for nothing but to renew
+			d.Seen(dev.ID)
+		}
+		ids, certs[dev.ID] = append(ids, dev.ID), cert
+		dev, cert = renew(t, d, cert)
+		check(t, d, cert, "ha.example.org", c.time(), Allowed)
+	}
+	for i, id := range ids {
+		gone := i <= len(ids)-maxLive
+		want := Allowed
+		if gone {
+			want = DeniedRevoked
+		}
+		check(t, d, certs[id], "ha.example.org", c.time(), want)
+		check(t, open(t, cfg), certs[id], "ha.example.org", c.time(), want)
+		if (told.count(id) > 0) != gone {
+			t.Errorf("generation %d: OnRevoke was told %d times", i, told.count(id))
+		}
+	}
+	if n := len(d.current.Load().revoked(c.time())); n != len(ids)-maxLive+1 {
+		t.Errorf("%d are on the list of revoked ones", n)
+	}
+}
+
+// TestRetiredElsewhere: a retired generation is cut on the other relay too,
+// and one that was retired in a race is not forgotten.
+func TestRetiredElsewhere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := config(t)
+		var told, far revocations
+		cfg.OnRevoke = told.add
+		d := open(t, cfg)
+		cfg.OnRevoke = far.add
+		other := open(t, cfg)
+		stop := start(t, other)
+		first, cert := add(t, d, "anna-phone")
+		synctest.Wait() // the other one knows it
+		d.Seen(first.ID)
+		dev := first
+		for range maxLive {
+			dev, cert = renew(t, d, cert)
+			d.Seen(dev.ID)
+		}
+		synctest.Wait()
+		stop()
+		if told.count(first.ID) == 0 || far.count(first.ID) == 0 || told.count(dev.ID)+far.count(dev.ID) != 0 {
+			t.Errorf("told %v here and %v there", told.ids, far.ids)
+		}
+	})
+}
+
+// hasty is a store that tells of a write before the writer hears that it is done.
+type hasty struct {
+	store.KV
+	tell func(store.Event)
+}
+
+func (h *hasty) Update(ctx context.Context, key string, value []byte, rev uint64) (uint64, error) {
+	rev, err := h.KV.Update(ctx, key, value, rev)
+	if err == nil && h.tell != nil {
+		h.tell(store.Event{Entry: store.Entry{Key: key, Value: value, Revision: rev}})
+	}
+	return rev, err
+}
+
+// TestRetiredBehindTheWatch: the news may come by the watch first, whose call
+// of OnRevoke may not be over. So Renew calls it itself all the same.
+func TestRetiredBehindTheWatch(t *testing.T) {
+	cfg := config(t)
+	kv := &hasty{KV: cfg.Store}
+	var told revocations
+	cfg.Store, cfg.OnRevoke = kv, told.add
+	d := open(t, cfg)
+	first, cert := add(t, d, "anna-phone")
+	for range maxLive - 1 {
+		_, cert = renew(t, d, cert)
+	}
+	kv.tell = d.learn
+	renew(t, d, cert)
+	if n := told.count(first.ID); n != 2 {
+		t.Errorf("OnRevoke was told %d times, want by the watch and by Renew", n)
+	}
+}
+
+// TestDispensable: which generation goes, oldest first: p is the one that asks,
+// s was seen, u was not.
+func TestDispensable(t *testing.T) {
+	for generations, want := range map[string]int{
+		"ssssp": 0, "pssss": 1, "puuuu": 1, "suuup": 0, "upuuu": 0, "sspuu": 0, "psuuu": 2, "ususp": 0, "psusu": 1, "uuuuu": 0, "suuuu": 1,
+	} {
+		d := open(t, config(t))
+		var valid []*record
+		var parent *record
+		snap := newSnapshot()
+		for i, g := range generations {
+			r := &record{Kind: KindToken, TokenHost: string(rune('a' + i)), Hosts: []string{"x"}}
+			e := newEntry("x", r)
+			if g == 's' {
+				e.seen.last.Store(1)
+			}
+			if g == 'p' {
+				parent = r
+			}
+			snap.byID[e.ID] = e
+			valid = append(valid, r)
+		}
+		d.current.Store(snap)
+		if got := d.dispensable(valid, parent); got != want {
+			t.Errorf("%s: %d goes, want %d", generations, got, want)
+		}
 	}
 }
 

@@ -38,6 +38,10 @@ func (d *Devices) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("watch when devices are seen: %w", err)
 	}
+	clocks, err := d.cfg.Store.Watch(ctx, clockKey)
+	if err != nil {
+		return fmt.Errorf("watch what is said about the clock: %w", err)
+	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
@@ -54,6 +58,13 @@ func (d *Devices) Run(ctx context.Context) error {
 				return d.lostWatch(ctx)
 			}
 			d.learn(ev)
+		case ev, ok := <-clocks:
+			if !ok {
+				return d.lostWatch(ctx)
+			}
+			if !ev.Deleted {
+				d.learnReset(ev.Entry)
+			}
 		case ev, ok := <-times:
 			if !ok {
 				return d.lostWatch(ctx)
@@ -74,6 +85,11 @@ func (d *Devices) lostWatch(ctx context.Context) error {
 
 // catchUp applies what changed between New and the begin of the watch.
 func (d *Devices) catchUp(ctx context.Context) error {
+	if e, err := d.cfg.Store.Get(ctx, clockKey); err == nil {
+		d.learnReset(e)
+	} else if !errors.Is(err, store.ErrNotFound) {
+		return fmt.Errorf("read what was said about the clock: %w", err)
+	}
 	entries, err := d.cfg.Store.List(ctx, docPrefix)
 	if err != nil {
 		return fmt.Errorf("read the devices: %w", err)
@@ -108,6 +124,9 @@ func (d *Devices) learnSeen(se store.Entry) {
 	if err != nil {
 		return // it is for people only, and the next visit writes it anew
 	}
+	if d.resets.Load().denies(at) {
+		return // it was not seen then
+	}
 	raise(&e.seen.last, at.Unix())
 	raise(&e.seen.saved, at.Unix())
 	d.learnTime(at)
@@ -134,6 +153,8 @@ func (d *Devices) saveSeenUntil(ctx context.Context) {
 // saveSeen writes down what is newer than on disk. Failures wait for the next
 // round, said once a round.
 func (d *Devices) saveSeen(ctx context.Context) {
+	d.seenTurn.Lock()
+	defer d.seenTurn.Unlock()
 	var failed error
 	for id, e := range d.current.Load().byID {
 		last := e.seen.last.Load()

@@ -91,8 +91,8 @@ func (d *Devices) group(old *snapshot, name string, revision uint64, doc *docume
 	}
 	for i := range doc.Devices {
 		e := newEntry(name, &doc.Devices[i])
-		d.learnTime(e.Created)
-		d.learnTime(e.RevokedAt)
+		d.learnRecorded(e.Created)
+		d.learnRecorded(e.RevokedAt)
 		if before := old.byID[e.ID]; before != nil {
 			e.seen = before.seen
 			if before.Revoked && !e.Revoked {

@@ -146,7 +146,7 @@ func (d *Devices) unclaim(ctx context.Context, name, id string, claim uint64) {
 
 // Bounds of a document.
 const (
-	maxRecords = 200                 // generations and former owners of one name
+	maxRecords = 400                 // generations and former owners of one name: one that renews every day never reaches it
 	retained   = 30 * 24 * time.Hour // how long a record stays after its end, when there are too many
 )
 

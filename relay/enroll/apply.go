@@ -163,17 +163,19 @@ func (d *Desk) newRequest(a *applicant, name string, now time.Time) request {
 	}
 }
 
-// applyOpen queues a request without a code.
+// applyOpen queues a request without a code. Where codes are needed, to have
+// none is a wrong one: it counts.
 func (d *Desk) applyOpen(ctx context.Context, a *applicant) (*request, error) {
 	if !d.cfg.Open {
-		return nil, ErrCode
+		_, err := d.try(a.from, d.cfg.Now(), func() *code { return nil })
+		return nil, err
 	}
 	if err := d.begin(ctx); err != nil {
 		return nil, err
 	}
 	defer d.end()
 	now := d.cfg.Now()
-	again, err := d.openRequest(a, now)
+	again, displaced, err := d.openRequest(a, now)
 	if again != nil || err != nil {
 		return again, err
 	}
@@ -182,6 +184,11 @@ func (d *Desk) applyOpen(ctx context.Context, a *applicant) (*request, error) {
 	name, err := d.name("", a.wish)
 	if err != nil && !errors.Is(err, ErrNameTaken) {
 		return nil, err
+	}
+	if displaced != nil {
+		if err := d.displace(ctx, displaced, now); err != nil {
+			return nil, err
+		}
 	}
 	r, err := d.put(ctx, d.newRequest(a, name, now))
 	if err != nil {
@@ -195,38 +202,6 @@ func (d *Desk) admit(from netip.Prefix, now time.Time) time.Duration {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.guard.admit(from, now)
-}
-
-// openRequest returns the request that the key made without a code before, or
-// why there cannot be one more.
-func (d *Desk) openRequest(a *applicant, now time.Time) (*request, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	var waiting, ofSource int
-	for _, r := range d.requests {
-		if r.Code != "" {
-			continue
-		}
-		if r.keyID == a.keyID && r.undecided() && now.Before(r.Expires) {
-			if equal(r.Ticket, a.ticket) {
-				return r, nil
-			}
-			return nil, formError{errors.New("this key waits under another ticket already\nMake a new key and apply again.")}
-		}
-		if r.keyID == a.keyID && r.State == Issued && equal(r.Ticket, a.ticket) {
-			return r, nil
-		}
-		if r.view(now).State == Pending {
-			waiting++
-		}
-		if r.State != Issued && sourceOf(r.Source) == a.from {
-			ofSource++
-		}
-	}
-	if waiting >= maxOpen || ofSource >= maxPerSource {
-		return nil, ErrFull
-	}
-	return nil, nil
 }
 
 // applyCode binds a code to the applicant and goes on where an earlier try of

@@ -20,10 +20,11 @@ const (
 	// maxCodes bounds the codes that wait, and with them the requests that
 	// come with a code.
 	maxCodes = 200
+	maxBy    = 80
 )
 
 // Invite makes a code for one device. It is shown once; at rest is only its
-// hash. An older code for the same name, not used yet, opens nothing any more.
+// hash. Without a name in the invitation, the owner approves what comes of it. An older code for the same name, not used yet, opens nothing any more.
 func (d *Desk) Invite(ctx context.Context, inv Invitation) (text string, expires time.Time, err error) {
 	text, expires, err = d.invite(ctx, inv)
 	if err != nil {
@@ -50,7 +51,7 @@ func (d *Desk) invite(ctx context.Context, inv Invitation) (string, time.Time, e
 	}
 	defer d.end()
 	if inv.Name != "" {
-		if _, err := d.withdraw(ctx, inv.Name); err != nil {
+		if _, err := d.withdraw(ctx, func(c *code) bool { return c.Name == inv.Name }); err != nil {
 			return "", time.Time{}, err
 		}
 	}
@@ -63,7 +64,8 @@ func (d *Desk) invite(ctx context.Context, inv Invitation) (string, time.Time, e
 		return "", time.Time{}, err
 	}
 	d.cfg.Audit("enrol.invited", slog.String("device", c.Name), slog.Any("hosts", c.Hosts), slog.Bool("admin", c.Admin),
-		slog.Bool("approve", c.Approve), slog.Time("until", c.Until), slog.Time("expires", c.Expires))
+		slog.Bool("approve", c.Approve), slog.Time("until", c.Until), slog.Time("expires", c.Expires),
+		slog.String("code_id", c.id()), slog.String("by", c.By))
 	d.cfg.Changed()
 	return text, c.Expires, nil
 }
@@ -77,7 +79,8 @@ func (d *Desk) newCode(inv Invitation, now time.Time) (*code, error) {
 		return nil, errors.New("a code lives between one second and 7 days\nChoose another --ttl; the default is 15m.")
 	}
 	c := &code{
-		Version: recordVersion, Name: inv.Name, Until: inv.Until.UTC(), Admin: inv.Admin, Approve: inv.Approve,
+		Version: recordVersion, Name: inv.Name, Until: inv.Until.UTC(), Admin: inv.Admin,
+		Approve: inv.Approve || inv.Name == "", By: clip(inv.By, maxBy),
 		Created: now, Expires: now.Add(inv.TTL).Truncate(time.Second),
 	}
 	if !inv.Until.IsZero() {
@@ -156,7 +159,7 @@ func (d *Desk) Codes() []CodeInfo {
 	var list []CodeInfo
 	for _, c := range d.unused(d.cfg.Now()) {
 		list = append(list, CodeInfo{
-			Name: c.Name, Hosts: slices.Clone(c.Hosts), Admin: c.Admin, Approve: c.Approve, Created: c.Created, Expires: c.Expires,
+			ID: c.id(), Name: c.Name, By: c.By, Hosts: slices.Clone(c.Hosts), Admin: c.Admin, Approve: c.Approve, Created: c.Created, Expires: c.Expires,
 		})
 	}
 	slices.SortFunc(list, func(a, b CodeInfo) int {
@@ -177,42 +180,4 @@ func (d *Desk) unused(now time.Time) (list []*code) {
 		}
 	}
 	return list
-}
-
-// Withdraw makes the codes that wait for a name open nothing; the empty name
-// stands for the codes whose visitor names the device. None is ErrUnknown.
-func (d *Desk) Withdraw(ctx context.Context, name string) error {
-	if err := d.begin(ctx); err != nil {
-		return err
-	}
-	defer d.end()
-	n, err := d.withdraw(ctx, name)
-	if err == nil && n == 0 {
-		err = fmt.Errorf("%w: no code waits for it", ErrUnknown)
-	}
-	if err != nil {
-		return fmt.Errorf("withdraw the code of %s: %w", orUnnamed(name), err)
-	}
-	return nil
-}
-
-// withdraw wants the token of writers.
-func (d *Desk) withdraw(ctx context.Context, name string) (n int, err error) {
-	for _, c := range d.unused(d.cfg.Now()) {
-		if c.Name != name {
-			continue
-		}
-		done, err := d.drop(ctx, codePrefix+c.hash, c.revision)
-		if err != nil {
-			return n, err
-		}
-		if done {
-			n++
-		}
-	}
-	if n > 0 {
-		d.cfg.Audit("enrol.withdrawn", slog.String("device", name), slog.Int("codes", n))
-		d.cfg.Changed()
-	}
-	return n, nil
 }

@@ -137,6 +137,26 @@ func (d *Desk) Status(_ context.Context, source netip.Addr, id, ticket string) (
 	return Request{}, ErrUnknown
 }
 
+// Admit says whether a source may ask now: a *BlockedError while it waits for
+// its wrong tries, otherwise nil. It counts nothing. It is for callers to whom a
+// question costs something before Apply and Status can judge it.
+func (d *Desk) Admit(source netip.Addr) error {
+	if wait := d.admit(sourceOf(source), d.cfg.Now()); wait > 0 {
+		return &BlockedError{wait}
+	}
+	return nil
+}
+
+// Failed counts a wrong try of a source that a caller found: a message that no
+// honest client sends. Errors of Apply, Look and Status are counted already.
+func (d *Desk) Failed(source netip.Addr) {
+	now, from := d.cfg.Now(), sourceOf(source)
+	d.mu.Lock()
+	v := d.guard.wrong(from, now)
+	d.mu.Unlock()
+	d.refused(from, v, "message")
+}
+
 // StatusOfKey returns the newest request of a key (Request.KeyID) to a caller
 // who has proven that it holds the key.
 func (d *Desk) StatusOfKey(_ context.Context, keyID string) (Request, bool, error) {

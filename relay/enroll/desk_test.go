@@ -462,7 +462,7 @@ func TestBadApplicationsUseNothingUp(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if r := w.apply(t, good, Issued); r.Name != "anna-s-phone" {
+	if r := w.apply(t, good, Pending); r.Name != "anna-s-phone" {
 		t.Errorf("name %q", r.Name)
 	}
 }
@@ -472,7 +472,7 @@ func TestNameFromCSR(t *testing.T) {
 	w := newWorld(t)
 	app := application(t, w.invite(t, Invitation{}))
 	app.CSR = newCSR(t, newKey(t), "Work Laptop")
-	if r := w.apply(t, app, Issued); r.Name != "work-laptop" {
+	if r := w.apply(t, app, Pending); r.Name != "work-laptop" {
 		t.Errorf("name %q", r.Name)
 	}
 	app = application(t, w.invite(t, Invitation{Name: "anna"}))

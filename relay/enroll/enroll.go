@@ -24,7 +24,8 @@
 // In the store, "enroll/codes/HASH" is a code and "enroll/requests/ID" a
 // request. A request is pending until the owner approves it, then approved,
 // then issued; with a code that needs no approval it is approved from the
-// begin. What is approved and not yet issued is issued by Run, whatever
+// begin. A code without a name always needs one: backends are told the name of
+// a device, and a visitor who called himself "admin" could be believed. What is approved and not yet issued is issued by Run, whatever
 // happened in between.
 package enroll
 
@@ -56,6 +57,12 @@ var (
 	// ErrNameTaken means that the name belongs to another device. CheckName
 	// and Issue return errors that wrap it.
 	ErrNameTaken = errors.New("the name belongs to another device")
+	// ErrKeyUsed means that the key was certified before. Issue, and the
+	// functions that renew, return errors that match it.
+	ErrKeyUsed = errors.New("this key was certified before")
+	// ErrNotAllowed means that a certificate cannot be renewed, because it does
+	// not come in itself. Functions that renew return errors that match it.
+	ErrNotAllowed = errors.New("only a certificate that is valid now can be renewed")
 	// ErrFull means that too many requests without a code wait already.
 	ErrFull = errors.New("too many requests wait for the owner\n" +
 		"Ask the owner for a link, or try again tomorrow.")
@@ -87,11 +94,12 @@ func (e *BlockedError) RetryAfter() time.Duration {
 
 // An Invitation says what the device that comes with a code will get.
 type Invitation struct {
-	Name    string        // empty: the visitor names the device
+	Name    string        // empty: the visitor names the device, which implies Approve
 	Hosts   []string      // patterns of where it may go; empty: everywhere
 	Until   time.Time     // when its rights end; zero: with the certificate
 	Admin   bool          // may use the dashboard
 	Approve bool          // the owner approves the request before it is granted
+	By      string        // who invites: an actor's name, or "local"; clipped to 80 characters. Look does not tell
 	TTL     time.Duration // how long the code lives; 0: 15 minutes, at most 7 days. From Look: what is left
 	Expires time.Time     // from Look: the end of the code. Invite ignores it
 }
@@ -208,7 +216,9 @@ type Request struct {
 // CodeInfo describes a code that waits to be used. The code itself is known to
 // nobody here.
 type CodeInfo struct {
+	ID      string // 8 characters, public: says nothing about the code
 	Name    string // empty: the visitor names the device
+	By      string // who invited; empty: not known
 	Hosts   []string
 	Admin   bool
 	Approve bool

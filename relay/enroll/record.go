@@ -33,6 +33,7 @@ type code struct {
 	Until   time.Time `json:"until,omitzero"`
 	Admin   bool      `json:"admin,omitempty"`
 	Approve bool      `json:"approve,omitempty"`
+	By      string    `json:"by,omitempty"` // who invited
 	Created time.Time `json:"created"`
 	Expires time.Time `json:"expires"`
 	UsedBy  *user     `json:"used_by,omitempty"` // nil: it waits
@@ -140,6 +141,7 @@ func decodeCode(hash string, data []byte, revision uint64) (*code, error) {
 	case c.UsedBy != nil && (!isID(c.UsedBy.Request) || !isHash(c.UsedBy.KeyID)):
 		return nil, errors.New("the record does not say who used it")
 	}
+	c.Approve = c.Approve || c.Name == "" // older ones may not say so
 	return &c, checkPatterns(c.Hosts)
 }
 
@@ -205,10 +207,23 @@ const (
 func newID() string {
 	id := make([]byte, idLength)
 	rand.Read(id) // never fails
+	return letters(id)
+}
+
+// letters spells bytes.
+func letters(raw []byte) string {
+	id := make([]byte, len(raw))
 	for i := range id {
-		id[i] = idLetters[int(id[i])%len(idLetters)]
+		id[i] = idLetters[int(raw[i])%len(idLetters)]
 	}
 	return string(id)
+}
+
+// id is the public name of a code: of a hash of its hash, so that it leads to
+// neither.
+func (c *code) id() string {
+	sum := sha256.Sum256([]byte("sallyport code\n" + c.hash))
+	return letters(sum[:idLength])
 }
 
 func isID(s string) bool { return len(s) == idLength && strings.Trim(s, idLetters) == "" }

@@ -2,7 +2,6 @@ package est
 
 import (
 	"bytes"
-	"context"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
@@ -42,9 +41,9 @@ func (s *server) enrol(w http.ResponseWriter, r *http.Request) {
 	state, cert, wait, err := s.cfg.Apply(r.Context(), code, csr, s.cfg.Source(r), r.UserAgent())
 	switch {
 	case err != nil:
-		refuse(w, err)
+		s.refuse(w, err)
 	case state == string(enroll.Issued) && cert != nil:
-		reply(w, cert)
+		s.reply(w, cert)
 	case state == string(enroll.Pending):
 		if wait <= 0 {
 			wait = retryAfter
@@ -78,10 +77,10 @@ func (s *server) reenrol(w http.ResponseWriter, r *http.Request) {
 	}
 	cert, err := s.cfg.Renew(r.Context(), peer, der)
 	if err != nil {
-		refuse(w, err)
+		s.refuse(w, err)
 		return
 	}
-	reply(w, cert)
+	s.reply(w, cert)
 }
 
 // request reads a signing request and checks its signature; otherwise it
@@ -98,7 +97,7 @@ func request(w http.ResponseWriter, r *http.Request) (der []byte, ok bool) {
 		if _, tooLong := errors.AsType[*http.MaxBytesError](err); tooLong {
 			status = http.StatusRequestEntityTooLarge
 		}
-		http.Error(w, "read the signing request: "+err.Error(), status)
+		http.Error(w, "the signing request could not be read to its end", status)
 		return nil, false
 	}
 	der, err = decode(body)
@@ -165,28 +164,6 @@ func altNames(extensions []pkix.Extension) []byte {
 		}
 	}
 	return nil
-}
-
-// refuse answers with what package enroll said.
-func refuse(w http.ResponseWriter, err error) {
-	status := http.StatusInternalServerError
-	blocked, isBlocked := errors.AsType[*enroll.BlockedError](err)
-	switch {
-	case isBlocked:
-		w.Header().Set("Retry-After", seconds(blocked.RetryAfter()))
-		status = http.StatusTooManyRequests
-	case errors.Is(err, enroll.ErrCode):
-		w.Header().Set("WWW-Authenticate", challenge)
-		status = http.StatusUnauthorized
-	case errors.Is(err, enroll.ErrNameTaken):
-		status = http.StatusConflict
-	case errors.Is(err, enroll.ErrForm):
-		status = http.StatusBadRequest
-	case errors.Is(err, enroll.ErrFull), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		w.Header().Set("Retry-After", seconds(retryAfter))
-		status = http.StatusServiceUnavailable
-	}
-	http.Error(w, err.Error(), status)
 }
 
 func seconds(d time.Duration) string {

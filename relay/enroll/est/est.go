@@ -24,6 +24,7 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"errors"
+	"log/slog"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -32,7 +33,7 @@ import (
 	"github.com/smallstep/pkcs7"
 )
 
-// Config says whom a handler asks. All fields are required.
+// Config says whom a handler asks. All fields but Logger are required.
 type Config struct {
 	// CA returns the certificates that clients shall trust for devices, the
 	// issuer first.
@@ -40,11 +41,12 @@ type Config struct {
 
 	// Apply hands in a request (DER) with a code, as enroll.Desk.Apply does,
 	// and returns an enroll.State. RetryAfter is for "pending"; 0: a minute.
-	// Errors are those of package enroll.
+	// Errors are those of package enroll; others become a 500 without a word.
 	Apply func(ctx context.Context, code string, csr []byte, source netip.Addr, agent string) (state string, cert *x509.Certificate, retryAfter time.Duration, err error)
 
 	// Renew issues the next certificate of a device for the key of a request
-	// (DER, its signature is checked).
+	// (DER, its signature is checked). enroll.ErrNotAllowed and
+	// enroll.ErrKeyUsed are told to the client; others become a 500.
 	Renew func(ctx context.Context, peer *x509.Certificate, csr []byte) (*x509.Certificate, error)
 
 	// Peer returns the client certificate of a request's connection when it
@@ -53,6 +55,8 @@ type Config struct {
 
 	// Source returns the visitor's address.
 	Source func(*http.Request) netip.Addr
+
+	Logger *slog.Logger // nil: silent
 }
 
 const root = "/.well-known/est/"
@@ -63,13 +67,17 @@ func New(cfg Config) http.Handler {
 	if cfg.CA == nil || cfg.Apply == nil || cfg.Renew == nil || cfg.Peer == nil || cfg.Source == nil {
 		panic("est: a Config without all of its functions")
 	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
 	s := &server{cfg}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+root+"cacerts", s.caCerts)
 	mux.HandleFunc("GET "+root+"csrattrs", noAttributes)
 	mux.HandleFunc("POST "+root+"simpleenroll", s.enrol)
 	mux.HandleFunc("POST "+root+"simplereenroll", s.reenrol)
-	// A web page that a device has open elsewhere must not renew in its name.
+	// A web page that a device has open elsewhere, also at a neighbouring host,
+	// must not renew in its name.
 	guarded := http.NewCrossOriginProtection().Handler(mux)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Cache-Control", "no-store")
@@ -80,13 +88,13 @@ func New(cfg Config) http.Handler {
 
 type server struct{ cfg Config }
 
-func (s *server) caCerts(w http.ResponseWriter, _ *http.Request) { reply(w, s.cfg.CA()...) }
+func (s *server) caCerts(w http.ResponseWriter, _ *http.Request) { s.reply(w, s.cfg.CA()...) }
 
 func noAttributes(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) }
 
 // reply sends certificates as CMS "certs-only". The base64 has no line breaks:
 // RFC 8951 allows none, and strongSwan reads none.
-func reply(w http.ResponseWriter, certs ...*x509.Certificate) {
+func (s *server) reply(w http.ResponseWriter, certs ...*x509.Certificate) {
 	var raw [][]byte
 	for _, c := range certs {
 		raw = append(raw, c.Raw)
@@ -96,7 +104,7 @@ func reply(w http.ResponseWriter, certs ...*x509.Certificate) {
 		err = errors.New("there is no certificate to send")
 	}
 	if err != nil {
-		http.Error(w, err.Error(), http.StatusInternalServerError)
+		s.fail(w, err)
 		return
 	}
 	w.Header().Set("Content-Type", "application/pkcs7-mime; smime-type=certs-only")

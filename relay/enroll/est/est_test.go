@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -43,6 +44,7 @@ type fake struct {
 	applied []string // code and agent of each Apply
 	renewed int
 	csr     []byte
+	log     bytes.Buffer
 }
 
 func newFake(t testing.TB) *fake {
@@ -69,6 +71,7 @@ func newFake(t testing.TB) *fake {
 		},
 		Peer:   func(*http.Request) *x509.Certificate { return f.peer },
 		Source: func(*http.Request) netip.Addr { return netip.MustParseAddr("203.0.113.7") },
+		Logger: slog.New(slog.NewTextHandler(&f.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	return f
 }
@@ -198,9 +201,13 @@ func TestCodeIsNeeded(t *testing.T) {
 	}
 }
 
+// TestRefusals: what strangers may know has a status and a fixed text; the
+// error itself, which may name anything, is for the log only.
 func TestRefusals(t *testing.T) {
 	f := newFake(t)
-	csr := newCSR(t, newKey(t), named("x"))
+	csr := newCSR(t, newKey(t), named("anna-laptop"))
+	f.peer = f.issue(t, newKey(t), "anna-laptop")
+	const secret = "/var/lib/sallyport/relay.db 10.0.0.5"
 	for _, c := range []struct {
 		err    error
 		status int
@@ -208,20 +215,30 @@ func TestRefusals(t *testing.T) {
 	}{
 		{enroll.ErrCode, 401, "WWW-Authenticate"},
 		{&enroll.BlockedError{After: 90 * time.Second}, 429, "Retry-After"},
-		{fmt.Errorf("device: %w", enroll.ErrNameTaken), 409, ""},
+		{enroll.ErrNameTaken, 409, ""},
 		{errors.Join(enroll.ErrForm, enroll.ErrNameTaken), 409, ""},
-		{fmt.Errorf("name: %w", enroll.ErrForm), 400, ""},
+		{enroll.ErrForm, 400, ""},
+		{enroll.ErrKeyUsed, 409, ""},
+		{enroll.ErrNotAllowed, 403, ""},
 		{enroll.ErrFull, 503, "Retry-After"},
 		{context.Canceled, 503, "Retry-After"},
+		{context.DeadlineExceeded, 503, "Retry-After"},
 		{errors.New("the disk is full"), 500, ""},
 	} {
-		f.err = c.err
-		w := f.post("simpleenroll", csr)
-		if w.Code != c.status || c.header != "" && w.Header().Get(c.header) == "" {
-			t.Errorf("%v: %d %v", c.err, w.Code, w.Header())
-		}
-		if strings.Contains(w.Body.String(), "CODE") || !strings.HasPrefix(w.Header().Get("Content-Type"), "text/plain") {
-			t.Errorf("%v: %v %s", c.err, w.Header(), w.Body)
+		for _, op := range []string{"simpleenroll", "simplereenroll"} {
+			f.log.Reset()
+			f.err = fmt.Errorf("%s: %w", secret, c.err)
+			w := f.post(op, csr)
+			if w.Code != c.status || c.header != "" && w.Header().Get(c.header) == "" {
+				t.Errorf("%s, %v: %d %v", op, c.err, w.Code, w.Header())
+			}
+			if body := w.Body.String(); strings.Contains(body, "CODE") || strings.Contains(body, "disk") || strings.Contains(body, secret) ||
+				len(body) < 20 || !strings.HasPrefix(w.Header().Get("Content-Type"), "text/plain") {
+				t.Errorf("%s, %v: %v %s", op, c.err, w.Header(), w.Body)
+			}
+			if !strings.Contains(f.log.String(), secret) || strings.Contains(f.log.String(), "ERROR") != (c.status == 500) {
+				t.Errorf("%s, %v: the log says %q", op, c.err, f.log.String())
+			}
 		}
 	}
 	f.err = &enroll.BlockedError{After: 90 * time.Second}
@@ -256,6 +273,8 @@ func TestBadRequests(t *testing.T) {
 			{"form", header("Content-Type", "application/x-www-form-urlencoded"), 415},
 			{"text", header("Content-Type", "text/plain; application/pkcs10"), 415},
 			{"other site", header("Sec-Fetch-Site", "cross-site"), 403},
+			{"neighbouring host", header("Sec-Fetch-Site", "same-site"), 403},
+			{"unknown site", header("Sec-Fetch-Site", "x"), 403},
 			{"other origin", header("Origin", "https://evil.example"), 403},
 			{"empty", body(""), 400},
 			{"not base64", body("%%%%"), 400},

@@ -44,8 +44,10 @@ func TestBodyIsBoundedInSize(t *testing.T) {
 func TestBodyIsBoundedInTime(t *testing.T) {
 	w := newWorld(t)
 	synctest.Test(t, func(t *testing.T) {
+		cfg := w.server.cfg
+		cfg.Source = func(*http.Request) netip.Addr { return netip.Addr{} }
 		ours, theirs := net.Pipe()
-		srv := &http.Server{Handler: w.server}
+		srv := &http.Server{Handler: New(cfg)}
 		ln := &pipeListener{conn: ours, closed: make(chan struct{})}
 		done := make(chan struct{})
 		go func() {

@@ -144,6 +144,12 @@ type reply struct {
 	cipher cms.Cipher        // of a success: what the client itself used
 }
 
+// dishonest reports whether no honest client is answered like this: its message
+// did not open, or it does not hold what it names.
+func (r reply) dishonest() bool {
+	return r.status == failure && (r.info == badMessageCheck || r.info == badCertID)
+}
+
 func failed(info failInfo, text string) reply { return reply{status: failure, info: info, text: text} }
 
 // seal makes the CertRep (DER): signed, and on success with the certificate

@@ -32,7 +32,8 @@ import (
 	"github.com/sallyport/sallyport/relay/enroll/scep/cms"
 )
 
-// Config says what a Server works with. All but Logger and Now are required.
+// Config says what a Server works with. All but Allow, Failed, Logger and Now
+// are required.
 type Config struct {
 	RA  *x509.Certificate // the go-between's, of LoadRA
 	Key *rsa.PrivateKey   // belongs to RA
@@ -54,6 +55,15 @@ type Config struct {
 	// whose key signed the request. Whether it may renew is for Renew to say.
 	Renew func(ctx context.Context, old *x509.Certificate, csr []byte) (*x509.Certificate, error)
 
+	// Allow says whether a source may ask now, before anything of its message
+	// is read; nil: always. An error with a method RetryAfter() becomes a 429.
+	Allow func(source netip.Addr) error
+
+	// Failed hears of messages that no honest client sends: an envelope that
+	// does not open, a poll for a key that never asked, a signer without the
+	// key. What Apply refuses is for Apply to count. Nil: nobody hears.
+	Failed func(source netip.Addr)
+
 	Source func(*http.Request) netip.Addr // who asks
 	Logger *slog.Logger                   // nil: silent
 	Now    func() time.Time               // nil: time.Now
@@ -61,12 +71,17 @@ type Config struct {
 
 // A Server answers SCEP at one path. It is safe for concurrent use.
 type Server struct {
-	cfg  Config
-	busy chan struct{} // holds one token for every message in work
+	cfg     Config
+	inside  chan struct{} // holds one token for every message, from before it is read
+	busy    chan struct{} // holds one token for every message in work
+	pace    pace
+	foreign *http.CrossOriginProtection
 }
 
 const (
-	maxAtOnce   = 8 // messages in work: each costs two operations with an RSA key, before anybody is known
+	maxAtOnce   = 8  // messages in work: each costs two operations with an RSA key, before anybody is known
+	maxWaiting  = 32 // messages more, which are read or wait for a hand
+	busyRetry   = 10 * time.Second
 	readTime    = 10 * time.Second
 	maxAgent    = 200
 	contentType = "application/x-pki-message"
@@ -80,7 +95,16 @@ func New(cfg Config) *Server {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	return &Server{cfg: cfg, busy: make(chan struct{}, maxAtOnce)}
+	if cfg.Allow == nil {
+		cfg.Allow = func(netip.Addr) error { return nil }
+	}
+	if cfg.Failed == nil {
+		cfg.Failed = func(netip.Addr) {}
+	}
+	return &Server{
+		cfg: cfg, foreign: http.NewCrossOriginProtection(),
+		inside: make(chan struct{}, maxAtOnce+maxWaiting), busy: make(chan struct{}, maxAtOnce),
+	}
 }
 
 // capabilities are what GetCACaps answers. AES stands alone besides
@@ -124,6 +148,18 @@ func (s *Server) certificates(w http.ResponseWriter) {
 
 // message answers PKIOperation.
 func (s *Server) message(w http.ResponseWriter, r *http.Request) {
+	// No client of SCEP is a web page: one that a visitor has open elsewhere
+	// must not ask in his name, nor use up the tries of his address.
+	if s.foreign.Check(r) != nil {
+		http.Error(w, "SCEP is not for web pages", http.StatusForbidden)
+		return
+	}
+	source := s.cfg.Source(r)
+	leave, ok := s.enter(w, source)
+	if !ok {
+		return
+	}
+	defer leave()
 	body, err := readBody(w, r)
 	if err != nil {
 		http.Error(w, "the message could not be read", http.StatusBadRequest)
@@ -135,7 +171,39 @@ func (s *Server) message(w http.ResponseWriter, r *http.Request) {
 	case <-r.Context().Done():
 		return
 	}
-	source, agent := s.cfg.Source(r), r.UserAgent()
+	// Of many that came at once, those that failed meanwhile count.
+	if err := s.cfg.Allow(source); err != nil {
+		tooMany(w, err)
+		return
+	}
+	s.work(w, r, source, body)
+}
+
+// enter lets a message in before it is read, or answers. Leave is called when
+// it is answered.
+func (s *Server) enter(w http.ResponseWriter, source netip.Addr) (leave func(), ok bool) {
+	if err := s.cfg.Allow(source); err != nil {
+		tooMany(w, err)
+		return nil, false
+	}
+	if !s.pace.take(source, s.cfg.Now()) {
+		retryLater(w, paceWindow)
+		http.Error(w, "too many messages from this address, try again later", http.StatusTooManyRequests)
+		return nil, false
+	}
+	select {
+	case s.inside <- struct{}{}:
+		return func() { <-s.inside }, true
+	default:
+		retryLater(w, busyRetry)
+		http.Error(w, "too many messages at once, try again later", http.StatusServiceUnavailable)
+		return nil, false
+	}
+}
+
+// work answers a message that was read.
+func (s *Server) work(w http.ResponseWriter, r *http.Request, source netip.Addr, body []byte) {
+	agent := r.UserAgent()
 	if len(agent) > maxAgent {
 		agent = agent[:maxAgent]
 	}
@@ -147,16 +215,15 @@ func (s *Server) message(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	rep, err := s.answer(r.Context(), req, source, agent)
-	if wait, ok := errors.AsType[interface {
-		error
-		RetryAfter() time.Duration
-	}](err); ok {
-		w.Header().Set("Retry-After", strconv.Itoa(max(1, int(wait.RetryAfter().Round(time.Second)/time.Second))))
-		http.Error(w, "too many wrong codes from this address, try again later", http.StatusTooManyRequests)
+	if _, ok := errors.AsType[waiter](err); ok {
+		tooMany(w, err)
 		return
 	}
 	if err != nil {
 		s.cfg.Logger.Info("scep request refused", "source", source, "kind", req.kind.String(), "error", err)
+	}
+	if rep.dishonest() {
+		s.cfg.Failed(source)
 	}
 	der, err := s.seal(req, rep)
 	if err != nil {
@@ -165,6 +232,26 @@ func (s *Server) message(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", contentType)
 	w.Write(der)
+}
+
+// A waiter is an error that knows how long to wait.
+type waiter interface {
+	error
+	RetryAfter() time.Duration
+}
+
+// tooMany answers an error of Allow or Apply that says to wait.
+func tooMany(w http.ResponseWriter, err error) {
+	wait := busyRetry
+	if e, ok := errors.AsType[waiter](err); ok {
+		wait = e.RetryAfter()
+	}
+	retryLater(w, wait)
+	http.Error(w, "too many wrong codes from this address, try again later", http.StatusTooManyRequests)
+}
+
+func retryLater(w http.ResponseWriter, wait time.Duration) {
+	w.Header().Set("Retry-After", strconv.Itoa(max(1, int(wait.Round(time.Second)/time.Second))))
 }
 
 func (s *Server) fail(w http.ResponseWriter, what string, err error) {
