@@ -133,7 +133,7 @@ func (a *Agent) enter(ctx context.Context) error {
 	case !errors.Is(err, state.ErrNotJoined):
 		return class(ErrConfig, err)
 	case a.token == nil:
-		return classf(ErrConfig, "%w\nGet a token with `sallyport relay token` on the relay, then: sallyport agent up TOKEN", err)
+		return classf(ErrConfig, "%w\nGet a token with `"+newToken+"` on the relay (a second home: with --hosts '*.NAME.DOMAIN'), then: sallyport agent up TOKEN", err)
 	default:
 		a.log.Info("joining", "relay", a.token.Relay)
 		id, err = Join(ctx, a.dir, *a.token, JoinOptions{
@@ -264,6 +264,10 @@ func (a *Agent) Status() control.Status {
 		return s
 	}
 	u := up.Status()
+	if u.Revoked {
+		s.Warnings = append(s.Warnings, "the relay has shut this home out (revoked), and its key never comes in again. To join anew, get a token there: "+
+			newToken+" --hosts '*."+s.Domain+"'; then start here with a fresh directory: sallyport agent up TOKEN --data NEWDIR")
+	}
 	s.State, s.Since, s.NextTry, s.Demoted, s.Until, s.Error, s.ErrorAt = u.State, u.Since, u.NextTry, u.Demoted, u.Until, u.LastError, u.ErrorAt
 	if u.Transport != "" {
 		s.Link = &control.Link{

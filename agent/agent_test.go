@@ -245,6 +245,13 @@ func TestExpose(t *testing.T) {
 		if err != nil || e.URL != "https://nas.example.org/" {
 			t.Fatalf("%+v, %v", e, err)
 		}
+		if e.Before != nil || e.Replaced != "" {
+			t.Errorf("new, but it replaced %q", e.Replaced)
+		}
+		same := control.Service{Name: "nas", Target: "tcp://127.0.0.1:9"}
+		if e, err = c.Expose(t.Context(), same); err != nil || e.Before == nil || *e.Before != same {
+			t.Errorf("replaced %+v, %v: without all of it nobody can go back", e.Before, err)
+		}
 		a.stop()
 		a = start(t, cfg)
 		r.next()

@@ -85,7 +85,8 @@ func (o *offer) expose(ctx context.Context, s control.Service) (control.Exposed,
 	}
 	e := control.Exposed{Name: s.Name, URL: r.URL, Warning: r.Warning}
 	if i := slices.IndexFunc(before, named(s.Name)); i >= 0 {
-		e.Replaced = before[i].Target
+		old := before[i]
+		e.Replaced, e.Before = old.Target, &old
 	}
 	return e, nil
 }

@@ -82,7 +82,7 @@ func (j *joiner) run(ctx context.Context) (*state.Identity, error) {
 		}
 		if j.expired() {
 			return nil, classf(ErrRefused, "the join token expired at %s, and the relay could not be reached before: %w\n%s",
-				j.token.Expires.Local().Format(time.DateTime), err, newTokenHint)
+				j.token.Expires.Local().Format(dateTime), err, newTokenHint)
 		}
 		wait := time.Duration(rand.Float64() * float64(span))
 		span = min(2*span, maxJoinWait)
@@ -94,7 +94,13 @@ func (j *joiner) run(ctx context.Context) (*state.Identity, error) {
 	}
 }
 
-const newTokenHint = "Ask the relay for a new one: sallyport relay token"
+// dateTime is time.DateTime with the zone, which is not the relay's.
+const dateTime = time.DateTime + " MST"
+
+// newToken is what the relay's owner types.
+const newToken = "sallyport relay token"
+
+const newTokenHint = "Ask the relay for a new one: " + newToken + " (a second home: with --hosts '*.NAME.DOMAIN')"
 
 // expired reports whether trying again is useless. The relay's clock decides
 // about a token; ours only about when to give up.
@@ -248,7 +254,7 @@ func (j *joiner) handshakeError(err error) error {
 			"Somebody is in between, the relay was set up anew, or the address leads elsewhere. %s", j.token.Relay, err, newTokenHint)
 	case verifying, invalid, unknown, name:
 		return classf(ErrRefused, "the relay at %s has no valid certificate: %w\nCheck the clocks here (%s) and there.",
-			j.token.Relay, err, j.cfg.Now().Local().Format(time.DateTime))
+			j.token.Relay, err, j.cfg.Now().Local().Format(dateTime))
 	case errors.As(err, &remote) && remote.Op == "remote error": // a TLS alert
 		return classf(ErrRefused, "the server at %s does not know this token: %w\n"+
 			"The relay was set up anew, or the address leads elsewhere. %s", j.token.Relay, err, newTokenHint)

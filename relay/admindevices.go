@@ -51,7 +51,7 @@ func (r *Relay) listInvites(context.Context) ([]admin.WaitingInvite, error) {
 	var list []admin.WaitingInvite
 	for _, c := range r.desk.Codes() {
 		list = append(list, admin.WaitingInvite{
-			ID: c.ID, Name: c.Name, By: c.By, Hosts: c.Hosts, Admin: c.Admin, Approve: c.Approve, Created: c.Created, Expires: c.Expires,
+			ID: c.ID, Name: c.Name, By: c.By, Hosts: c.Hosts, Admin: c.Admin, Approve: c.Approve, Until: c.Until, Created: c.Created, Expires: c.Expires,
 		})
 	}
 	return list, nil
@@ -236,7 +236,7 @@ func (r *Relay) deny(ctx context.Context, idOrName string) (admin.EnrolRequest, 
 func requestView(q enroll.Request) admin.EnrolRequest {
 	return admin.EnrolRequest{
 		ID: q.ID, Name: q.Name, State: string(q.State), Via: q.Via, Agent: q.Agent, Source: q.Source.String(),
-		Words: q.Words, KeyID: q.KeyID, Hosts: q.Hosts, Admin: q.Admin, Created: q.Created, Expires: q.Expires,
+		Words: q.Words, KeyID: q.KeyID, Hosts: q.Hosts, Admin: q.Admin, Until: q.Until, Created: q.Created, Expires: q.Expires,
 	}
 }
 

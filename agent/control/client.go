@@ -104,7 +104,7 @@ func (c *Client) unreachable(err error) error {
 		return fmt.Errorf("the agent on %s belongs to another user: %w\nRun this as that user, for example with sudo.", c.dir, err)
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
 		if c.Joined != nil && !c.Joined(c.dir) {
-			return fmt.Errorf("%w on %s\nStart it with: sallyport agent up TOKEN --data %s (a token comes from: sallyport relay token)", ErrNotRunning, c.dir, c.dir)
+			return fmt.Errorf("%w on %s\nStart it with: sallyport agent up TOKEN --data %s (a token comes from: sallyport relay token, for a second home with --hosts)", ErrNotRunning, c.dir, c.dir)
 		}
 		return fmt.Errorf("%w on %s\nStart it with: sallyport agent up --data %s", ErrNotRunning, c.dir, c.dir)
 	}

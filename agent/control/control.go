@@ -59,6 +59,8 @@ type Exposed struct {
 	Warning string `json:"warning,omitempty"`
 	// Replaced is the target that the name had until now; empty: it is new.
 	Replaced string `json:"replaced,omitempty"`
+	// Before is all that was said of it until now, for undoing; nil: it is new.
+	Before *Service `json:"before,omitempty"`
 }
 
 // Status is the agent's state for people and scripts.

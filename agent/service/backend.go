@@ -60,7 +60,7 @@ func tlsConfig(e Entry, t Target) (*tls.Config, error) {
 	if e.CAFile != "" {
 		certs, err := readCerts(e.CAFile)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("ca_file: %w", err))
+			errs = append(errs, fmt.Errorf("ca: %w", err))
 		} else {
 			pin(c, certs)
 		}
@@ -68,7 +68,7 @@ func tlsConfig(e Entry, t Target) (*tls.Config, error) {
 	if e.ClientCert != "" {
 		cert, err := tls.LoadX509KeyPair(e.ClientCert, e.ClientKey)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("client_cert: %w", err))
+			errs = append(errs, fmt.Errorf("cert: %w", err))
 		}
 		c.Certificates = []tls.Certificate{cert}
 	}

@@ -96,19 +96,19 @@ func (e Entry) conflicts(t Target) (errs []error) {
 		},
 		{
 			passthrough && e.verifies(),
-			"tls backend hands the visitor's TLS to the target unread: server_name, ca_file, insecure_skip_verify, client_cert and http2 have no effect, leave them out",
+			"tls backend hands the visitor's TLS to the target unread: server_name, ca, insecure_skip_verify, cert and http2 have no effect, leave them out",
 		},
 		{
 			!passthrough && t.Scheme != SchemeHTTPS && e.verifies(),
-			"server_name, ca_file, insecure_skip_verify, client_cert and http2 need an https target",
+			"server_name, ca, insecure_skip_verify, cert and http2 need an https target",
 		},
 		{
 			e.InsecureSkipVerify && (e.CAFile != "" || e.ServerName != ""),
-			"insecure_skip_verify accepts any certificate, so ca_file and server_name have no effect: keep those and drop insecure_skip_verify",
+			"insecure_skip_verify accepts any certificate, so ca and server_name have no effect: keep those and drop insecure_skip_verify",
 		},
 		{
 			(e.ClientCert == "") != (e.ClientKey == ""),
-			"client_cert and client_key go together",
+			"cert and key go together",
 		},
 	} {
 		if rule.broken {

@@ -66,7 +66,7 @@ func (b *backend) explainTLS(err error) *dialError {
 	unverified, verification := errors.AsType[*tls.CertificateVerificationError](err)
 	if verification {
 		d.reason = "certificate not accepted"
-		d.fix = "put the backend's certificate, or its CA's, into ca_file"
+		d.fix = "put the backend's certificate, or its CA's, into a file for ca (--ca)"
 	}
 	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
 		d.reason = "the backend does not speak TLS"
@@ -84,16 +84,16 @@ func (b *backend) explainTLS(err error) *dialError {
 		if b.entry.CAFile != "" {
 			d.fix = fmt.Sprintf("the certificate is not from a CA in %s: put the backend's certificate, or its CA's, there", b.entry.CAFile)
 		} else {
-			d.fix = "the certificate is self-made or from a private CA: put it, or its CA's, into a file and name that as ca_file; or accept any certificate with insecure_skip_verify"
+			d.fix = "the certificate is self-made or from a private CA: put it, or its CA's, into a file and name that as ca (--ca); or accept any certificate with insecure_skip_verify"
 		}
 	} else if wrong, ok := errors.AsType[x509.HostnameError](err); ok {
-		d.fix = "the certificate names no host: put the certificate itself into ca_file"
+		d.fix = "the certificate names no host: put the certificate itself into a file for ca (--ca)"
 		if names := wrong.Certificate.DNSNames; len(names) > 0 {
-			d.fix = fmt.Sprintf("the certificate is for %s: write that name as server_name, or put the certificate itself into ca_file", strings.Join(names, ", "))
+			d.fix = fmt.Sprintf("the certificate is for %s: write that name as server_name, or put the certificate itself into a file for ca (--ca)", strings.Join(names, ", "))
 		}
 	} else if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok && invalid.Reason == x509.Expired {
 		leaf := unverified.UnverifiedCertificates[0]
-		d.fix = fmt.Sprintf("the certificate is valid from %s to %s: is this machine's clock right? Otherwise renew it, or put the certificate itself into ca_file",
+		d.fix = fmt.Sprintf("the certificate is valid from %s to %s: is this machine's clock right? Otherwise renew it, or put the certificate itself into a file for ca (--ca)",
 			leaf.NotBefore.Format("2006-01-02"), leaf.NotAfter.Format("2006-01-02"))
 	}
 	return d

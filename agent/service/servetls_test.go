@@ -97,11 +97,11 @@ func TestServeHTTPS(t *testing.T) {
 		{"self-signed pinned", self, Entry{CAFile: file(self)}, ""},
 		{"nameless and expired, pinned", poor, Entry{CAFile: file(poor)}, ""},
 		{"insecure", poor, Entry{InsecureSkipVerify: true}, ""},
-		{"not verified", self, Entry{}, "ca_file"},
+		{"not verified", self, Entry{}, "ca (--ca)"},
 		{"another CA", good, Entry{CAFile: file(foreign)}, "is not from a CA in"},
 		{"another name", other, Entry{CAFile: file(ca)}, "the certificate is for nas.home"},
 		{"expired", late, Entry{CAFile: file(ca)}, "clock"},
-		{"another self-signed", poor, Entry{CAFile: file(self)}, "ca_file"},
+		{"another self-signed", poor, Entry{CAFile: file(self)}, "ca (--ca)"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			h := httpsHome(t, tc.cert, false, tc.entry)

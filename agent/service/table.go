@@ -86,7 +86,7 @@ func (t *Table) Set(entries []Entry) error {
 		}
 		if b.entry.InsecureSkipVerify {
 			t.log.Warn("the backend's certificate is not verified", "service", name, "target", b.target.String(),
-				"fix", "put the certificate into a file and name that as ca_file instead of insecure_skip_verify")
+				"fix", "put the certificate into a file and name that as ca (--ca) instead of insecure_skip_verify")
 		}
 	}
 	t.current.Store(next)

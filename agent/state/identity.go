@@ -86,7 +86,7 @@ func (d *Dir) newKey() (crypto.Signer, error) {
 }
 
 func (d *Dir) rejoinHint() string {
-	return fmt.Sprintf("Restore it from a backup, or join again: remove %s and %s, then: sallyport agent up TOKEN (a token comes from: sallyport relay token)",
+	return fmt.Sprintf("Restore it from a backup, or join again: remove %s and %s, then: sallyport agent up TOKEN (a token comes from: sallyport relay token, for a second home with --hosts)",
 		d.file(keyFile), d.file(identityFile))
 }
 

@@ -295,6 +295,7 @@ func (m *manager) promote(l *Link) {
 	m.u.mu.Unlock()
 	m.u.setStatus(func(s *Status) {
 		s.State, s.Since, s.Transport, s.Addr, s.NextTry = StateConnected, m.u.cfg.Wall(), name, l.addr, time.Time{}
+		s.Revoked = false
 	})
 	if old != nil {
 		m.replace(old, l)

@@ -1,9 +1,20 @@
 package uplink
 
-import "time"
+import (
+	"errors"
+	"time"
+
+	"github.com/sallyport/sallyport/protocol"
+	"github.com/sallyport/sallyport/protocol/tunnel"
+)
 
 func (m *manager) noteError(err error) {
-	m.u.setStatus(func(s *Status) { s.LastError, s.ErrorAt = err.Error(), m.u.cfg.Wall() })
+	ce, ok := errors.AsType[*tunnel.CloseError](err)
+	revoked := ok && ce.Remote && ce.Code == protocol.CodeRevoked
+	m.u.setStatus(func(s *Status) {
+		s.LastError, s.ErrorAt = err.Error(), m.u.cfg.Wall()
+		s.Revoked = s.Revoked || revoked // a network that is away since then does not undo it
+	})
 }
 
 func (m *manager) setState(state string) {

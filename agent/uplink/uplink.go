@@ -106,6 +106,7 @@ type Status struct {
 	Draining  int // older sessions that finish their streams
 	LastError string
 	ErrorAt   time.Time
+	Revoked   bool      // the relay said so last: this agent never comes in again
 	NextTry   time.Time // in StateWaiting
 	Demoted   string    // a transport that stalled and is not used …
 	Until     time.Time // … until then

@@ -282,6 +282,9 @@ func TestRefusedAgentRetriesSlowly(t *testing.T) {
 		if got := r.up.Status().LastError; got != "session closed by the peer: revoked: revoked by the owner" {
 			t.Errorf("status says %q", got)
 		}
+		if !r.up.Status().Revoked {
+			t.Error("status does not say that it is shut out")
+		}
 		if len(r.dials("tcp")) != 0 || r.up.Status().Demoted != "" {
 			t.Error("a refusal was taken for a fault of the transport")
 		}

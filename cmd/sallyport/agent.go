@@ -43,9 +43,9 @@ func agentCommand(io stdio) *cli.Command {
 				Flags: []cli.Flag{
 					dataFlag(defaultAgentData),
 					&cli.StringFlag{Name: "host", Usage: "public `NAME`, exact or *.x; default NAME.DOMAIN"},
-					&cli.StringFlag{Name: "path", Usage: "publish below `/prefix/`, when several services share a host"},
-					&cli.StringFlag{Name: "auth", Usage: "`require` a device certificate, ask for one, or none", Value: protocol.AuthRequire},
-					&cli.StringFlag{Name: "tls", Usage: "who ends the visitor's TLS: `relay` or backend (passed through unread)", Value: protocol.TLSRelay},
+					&cli.StringFlag{Name: "path", Usage: "publish below `PREFIX`, such as /photos/, when several services share a host"},
+					&cli.StringFlag{Name: "auth", Usage: "`MODE`: require a device certificate, ask for one, or none", Value: protocol.AuthRequire},
+					&cli.StringFlag{Name: "tls", Usage: "`WHO` ends the visitor's TLS: relay, or backend (passed through unread)", Value: protocol.TLSRelay},
 					&cli.BoolFlag{Name: "insecure-skip-verify", Usage: "https: accept any certificate of the target"},
 					&cli.StringFlag{Name: "server-name", Usage: "https: verify for `NAME` instead of the target's host"},
 					&cli.StringFlag{Name: "ca", Usage: "https: trust only the CAs in PEM `FILE`"},
@@ -75,7 +75,7 @@ func agentFlags() []cli.Flag {
 		dataFlag(defaultAgentData),
 		&cli.StringFlag{Name: "token-file", Usage: "read the join token from `FILE`", EnvVars: []string{"SALLYPORT_TOKEN_FILE"}},
 		&cli.StringSliceFlag{Name: "expose", Usage: "offer `NAME=TARGET`, such as ha=127.0.0.1:8123, from now on, as agent expose does (undo: agent unexpose NAME); a NAME of the file is replaced for this run only; repeat for more"},
-		&cli.StringSliceFlag{Name: "transport", Usage: "only `quic` or tcp, repeat for an order; default both, raced", EnvVars: []string{"SALLYPORT_TRANSPORT"}},
+		&cli.StringSliceFlag{Name: "transport", Usage: "only `TRANSPORT`, quic or tcp, repeat for an order; default both, raced", EnvVars: []string{"SALLYPORT_TRANSPORT"}},
 		&cli.StringFlag{Name: "name", Usage: "the relay may call this home `NAME`; default the host's name", EnvVars: []string{"SALLYPORT_NAME"}},
 	}, logFlags()...)
 }
@@ -228,11 +228,46 @@ func agentExpose(c *cli.Context, io stdio) error {
 	if e.Warning != "" {
 		fmt.Fprintf(io.out, "  warning: %s\n", e.Warning)
 	}
-	if e.Replaced != "" {
-		fmt.Fprintf(io.out, "replaced: %s was %s until now\n", e.Name, e.Replaced)
+	at := dataArg(c.String("data"), defaultAgentData)
+	switch {
+	case e.Before != nil && *e.Before == s:
+		fmt.Fprintf(io.out, "nothing changed: %s was exposed so already; to withdraw it: sallyport agent unexpose %s%s\n", e.Name, e.Name, at)
+		return nil
+	case e.Before != nil:
+		fmt.Fprintf(io.out, "replaced: %s was %s until now\nundo: %s%s\n", e.Name, e.Replaced, exposeLine(*e.Before), at)
+		return nil
 	}
-	fmt.Fprintf(io.out, "undo: sallyport agent unexpose %s%s\n", e.Name, dataArg(c.String("data"), defaultAgentData))
+	fmt.Fprintf(io.out, "undo: sallyport agent unexpose %s%s\n", e.Name, at)
 	return nil
+}
+
+// exposeLine is the command that exposes a service as it is.
+func exposeLine(s control.Service) string {
+	var b strings.Builder
+	b.WriteString("sallyport agent expose " + quoted(s.Name) + " " + quoted(s.Target))
+	for _, f := range []struct{ flag, value, unset string }{
+		{"host", s.Host, ""},
+		{"path", s.Path, ""},
+		{"auth", s.Auth, ""},
+		{"tls", s.TLS, protocol.TLSRelay},
+		{"server-name", s.ServerName, ""},
+		{"ca", s.CAFile, ""},
+		{"cert", s.ClientCert, ""},
+		{"key", s.ClientKey, ""},
+	} {
+		if f.value != "" && f.value != f.unset {
+			b.WriteString(" --" + f.flag + " " + quoted(f.value))
+		}
+	}
+	for _, f := range []struct {
+		flag string
+		on   bool
+	}{{"insecure-skip-verify", s.InsecureSkipVerify}, {"http2", s.HTTP2}, {"proxy-protocol", s.ProxyProtocol}, {"remote-user", s.RemoteUser}} {
+		if f.on {
+			b.WriteString(" --" + f.flag)
+		}
+	}
+	return b.String()
 }
 
 // whoMayCome says in words what auth and tls of a service mean.
@@ -250,7 +285,7 @@ func whoMayCome(s control.Service) string {
 
 func agentUnexpose(c *cli.Context, io stdio) error {
 	if c.NArg() != 1 {
-		return usageError("`sallyport status` shows the services.", "agent unexpose takes one NAME")
+		return usageError("`sallyport status"+dataArg(c.String("data"), defaultAgentData)+"` shows the services.", "agent unexpose takes one NAME")
 	}
 	name := c.Args().First()
 	if err := agentClient(c.String("data")).Unexpose(c.Context, name); err != nil {

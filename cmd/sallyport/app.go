@@ -26,13 +26,13 @@ func run(ctx context.Context, args []string, io stdio) int {
 		return 0
 	}
 	args, err := arrange(app, args)
-	if err == nil {
-		err = app.RunContext(ctx, args)
+	if err != nil {
+		return printError(io.err, err)
 	}
-	if err == nil {
+	if err = app.RunContext(ctx, args); err == nil {
 		return 0
 	}
-	return printError(io.err, err)
+	return printErrorOf(io.err, err, args)
 }
 
 // newApp is the table of commands.
@@ -88,9 +88,10 @@ func shown(arg string) string {
 	return arg
 }
 
-// isTerminal reports whether w is a terminal: secrets are printed only there.
-func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
+// isTerminal reports whether a stream is a terminal: secrets are printed only
+// there, and only there somebody sees a prompt.
+func isTerminal(stream any) bool {
+	f, ok := stream.(*os.File)
 	if !ok {
 		return false
 	}

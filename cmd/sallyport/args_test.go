@@ -6,6 +6,30 @@ import (
 	"testing"
 )
 
+// What a command says to type next is about the same directory.
+func TestHintsKeepTheDirectory(t *testing.T) {
+	owner := []string{"sallyport", "device", "revoke", "--data", "my dir", "--", "x"}
+	home := []string{"sallyport", "agent", "expose", "--data", "a", "--", "x", "y"}
+	for _, c := range []struct {
+		args       []string
+		text, want string
+	}{
+		{owner, "no\nSee: sallyport device list", "no\nSee: sallyport device list --data 'my dir'"},
+		{owner, "`sallyport device add NAME`", "`sallyport device add --data 'my dir' NAME`"},
+		{owner, "sallyport status shows, sallyport relay token makes", "sallyport status --data 'my dir' shows, sallyport relay token --data 'my dir' makes"},
+		{[]string{"sallyport", "relay", "revoke", "--data=r", "--", "--data"}, "sallyport status", "sallyport status --data r"},
+		{owner, "sallyport status --data z", "sallyport status --data z"},
+		{owner, "sallyport device renew DIR, sallyport agent up TOKEN", "sallyport device renew DIR, sallyport agent up TOKEN"}, // on other machines
+		{home, "sallyport status; sallyport relay token", "sallyport status --data a; sallyport relay token"},
+		{[]string{"sallyport", "status"}, "sallyport status", "sallyport status"},
+		{nil, "sallyport status", "sallyport status"},
+	} {
+		if got := repeatData(c.text, c.args); got != c.want {
+			t.Errorf("%q: %q, want %q", c.text, got, c.want)
+		}
+	}
+}
+
 func TestArrange(t *testing.T) {
 	for typed, want := range map[string]string{
 		"":                                   "",

@@ -33,7 +33,7 @@ func connectCommand(io stdio) *cli.Command {
 			&cli.StringFlag{Name: "ca", Usage: "trust only the roots in this PEM `FILE` (relay with --certs internal: sallyport relay ca)"},
 			&cli.StringFlag{Name: "cert", Usage: "device certificate, PEM `FILE`", EnvVars: []string{"SALLYPORT_DEVICE_CERT"}},
 			&cli.StringFlag{Name: "key", Usage: "its private key, PEM `FILE`", EnvVars: []string{"SALLYPORT_DEVICE_KEY"}},
-			&cli.StringFlag{Name: "device", Usage: "instead of --cert, --key and --ca: the `DIR`ectory of device enroll", EnvVars: []string{"SALLYPORT_DEVICE"}},
+			&cli.StringFlag{Name: "device", Usage: "instead of --cert, --key and --ca: `DIR` of device enroll", EnvVars: []string{"SALLYPORT_DEVICE"}},
 			&cli.DurationFlag{Name: "timeout", Usage: "dial and handshake take `DURATION` at most", Value: 15 * time.Second},
 		},
 		Action: func(c *cli.Context) error {
@@ -95,7 +95,7 @@ func renewInPassing(ctx context.Context, errs io.Writer, d *machine.Device) (wai
 		select {
 		case err := <-done:
 			if err != nil && !errors.Is(err, machine.ErrBusy) && ctx.Err() == nil {
-				fmt.Fprintf(errs, "sallyport: warning: the certificate ends %s and was not renewed: %v\n", d.Cert.NotAfter.Local().Format(time.DateTime), err)
+				fmt.Fprintf(errs, "sallyport: warning: the certificate ends %s and was not renewed: %v\n", moment(d.Cert.NotAfter), err)
 			}
 		case <-patience.C: // a half-done renewal is begun anew next time
 		}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -169,6 +170,27 @@ func TestSettingsOfProcessesCanComeFromTheEnvironment(t *testing.T) {
 			}
 		}
 	}
+}
+
+// The cli package takes the first words in backquotes for the name of a flag's
+// value: prose there makes "--approve device approve".
+func TestPlaceholdersOfFlags(t *testing.T) {
+	plain := regexp.MustCompile(`^[A-Z][A-Z:=]*$`)
+	var walk func(path string, commands []*cli.Command)
+	walk = func(path string, commands []*cli.Command) {
+		for _, c := range commands {
+			for _, f := range c.Flags {
+				usage := f.(interface{ GetUsage() string }).GetUsage()
+				_, rest, quoted := strings.Cut(usage, "`")
+				word, _, _ := strings.Cut(rest, "`")
+				if isBool(f) == quoted || quoted && !plain.MatchString(word) {
+					t.Errorf("%s %s --%s: %s", path, c.Name, f.Names()[0], usage)
+				}
+			}
+			walk(path+" "+c.Name, c.Subcommands)
+		}
+	}
+	walk("sallyport", newApp(stdio{}).Commands)
 }
 
 func TestExamplesLoad(t *testing.T) {

@@ -34,7 +34,7 @@ func demoCommand(io stdio) *cli.Command {
 		OnUsageError: onUsageError,
 		Flags: append([]cli.Flag{
 			&cli.BoolFlag{Name: "once", Usage: "play the story and exit"},
-			&cli.StringFlag{Name: "listen", Usage: "loopback `ADDR`ess of the relay; another port is taken when it is busy", Value: "127.0.0.1:8443"},
+			&cli.StringFlag{Name: "listen", Usage: "loopback `ADDRESS` of the relay; another port is taken when it is busy", Value: "127.0.0.1:8443"},
 		}, logFlags()...),
 		Action: func(c *cli.Context) error { return demo(c, io) },
 	}

@@ -20,7 +20,7 @@ var ways = []string{"csr", "pem", "p12", "token"}
 // goesWith names the flags of `device add` that only some ways know; "link"
 // is the way without a flag.
 var goesWith = map[string][]string{
-	"password-file": {"p12"}, "path": {"token"}, "out": {"csr", "token"}, "approve": {"link"}, "ttl": {"link"},
+	"password-file": {"p12"}, "modern": {"p12"}, "path": {"token"}, "out": {"csr", "token"}, "approve": {"link"}, "ttl": {"link"},
 	"admin": {"link", "csr", "pem", "p12"},
 }
 
@@ -32,8 +32,9 @@ func deviceAdd(c *cli.Context, io stdio) error {
 	if err != nil {
 		return err
 	}
-	if c.IsSet("until") && c.Duration("until") <= 0 {
-		return usageError("write how long from now, such as --until 48h", "--until: %v is in the past", c.Duration("until"))
+	until, err := readUntil(c, "write how long from now, such as --until 48h, or a day to come")
+	if err != nil {
+		return err
 	}
 	if c.Duration("ttl") < time.Second {
 		return usageError("write a duration such as --ttl 15m", "--ttl: %v is too short", c.Duration("ttl"))
@@ -43,13 +44,13 @@ func deviceAdd(c *cli.Context, io stdio) error {
 	}
 	switch way {
 	case "csr":
-		return deviceAddCSR(c, io)
+		return deviceAddCSR(c, io, until)
 	case "pem", "p12":
-		return deviceAddHere(c, io)
+		return deviceAddHere(c, io, until)
 	case "token":
-		return deviceAddToken(c, io)
+		return deviceAddToken(c, io, until)
 	}
-	return deviceInvite(c, io)
+	return deviceInvite(c, io, until)
 }
 
 // wayOf finds the way, and refuses flags that would do nothing on it.
@@ -64,7 +65,7 @@ func wayOf(c *cli.Context) (string, error) {
 		}
 		way = f
 	}
-	for _, f := range []string{"password-file", "path", "out", "approve", "ttl", "admin"} {
+	for _, f := range []string{"password-file", "modern", "path", "out", "approve", "ttl", "admin"} {
 		fits := goesWith[f]
 		if !c.IsSet(f) || slices.Contains(fits, way) {
 			continue
@@ -80,37 +81,51 @@ func wayOf(c *cli.Context) (string, error) {
 	return way, nil
 }
 
-// untilFlag is --until as a moment; zero when it is not given.
-func untilFlag(c *cli.Context) time.Time {
-	if d := c.Duration("until"); d > 0 {
-		return time.Now().Add(d)
-	}
-	return time.Time{}
-}
-
 // deviceInvite prints the link alone on stdout, so that it can be sent on; what
 // a person needs beside it goes to stderr.
-func deviceInvite(c *cli.Context, io stdio) error {
-	inv, err := admin.NewClient(c.String("data")).Invite(c.Context, admin.InviteRequest{
-		Name: c.Args().First(), Hosts: c.StringSlice("hosts"), Until: untilFlag(c), TTL: int64(c.Duration("ttl") / time.Second),
-		Admin: c.Bool("admin"), Approve: c.Bool("approve"),
+func deviceInvite(c *cli.Context, io stdio, until time.Time) error {
+	name := c.Args().First()
+	client := admin.NewClient(c.String("data"))
+	earlier := name != "" && linkWaits(c, client, name)
+	inv, err := client.Invite(c.Context, admin.InviteRequest{
+		Name: name, Hosts: c.StringSlice("hosts"), Until: until, TTL: int64(c.Duration("ttl") / time.Second),
+		Admin: c.Bool("admin"), Approve: c.Bool("approve") || name == "",
 	})
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(io.err, "open this on %s, once, until %s; the key is made there:\n", inv.Name, inv.Expires.Local().Format(time.DateTime))
+	fmt.Fprintf(io.err, "open this on %s, once, until %s; the key is made there:\n", firstOf(name, "the device"), moment(inv.Expires))
 	fmt.Fprintln(io.out, inv.Link)
 	if isTerminal(io.err) {
 		if err := showQR(io.err, inv.Link); err != nil {
 			return err
 		}
 	}
-	at := dataArg(c.String("data"), defaultRelayData)
-	if inv.Approve {
-		fmt.Fprintf(io.err, "then compare the words on its screen and let it in: sallyport device approve %s%s\n", inv.Name, at)
+	if earlier {
+		fmt.Fprintf(io.err, "the earlier link for %s is void\n", name)
 	}
-	fmt.Fprintf(io.err, "whoever opens it first becomes %s: send it to nobody else\n%s", inv.Name, undoDevice(c))
+	if !until.IsZero() {
+		fmt.Fprintf(io.err, "the device is shut out on %s\n", moment(until))
+	}
+	warnHosts(c, io, client, c.StringSlice("hosts"))
+	at := dataArg(c.String("data"), defaultRelayData)
+	if name == "" {
+		fmt.Fprintf(io.err, "whoever opens it first names the device, so that it always waits for you; who waits: sallyport device list%s\n"+
+			"undo: sallyport device withdraw ID%s   (device list shows the ID, too)\n", at, at)
+		return nil
+	}
+	if inv.Approve {
+		fmt.Fprintf(io.err, "then compare the words on its screen and let it in: sallyport device approve %s%s\n", name, at)
+	}
+	fmt.Fprintf(io.err, "whoever opens it first becomes %s: send it to nobody else\n%s", name, undoDevice(c))
 	return nil
+}
+
+// linkWaits reports whether nobody used the last link for a name yet: a new
+// one voids it. Where the relay does not tell, nothing is said of it.
+func linkWaits(c *cli.Context, client *admin.Client, name string) bool {
+	links, _ := client.Invites(c.Context)
+	return slices.ContainsFunc(links, func(l admin.WaitingInvite) bool { return l.Name == name })
 }
 
 // showQR draws a QR code that a phone can read from a terminal, dark or light.

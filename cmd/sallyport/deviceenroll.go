@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -26,6 +27,10 @@ func deviceEnroll(c *cli.Context, io stdio) error {
 	if c.String("out") == "" {
 		return usageError(example, "device enroll wants a directory in --out")
 	}
+	if strings.Contains(c.String("relay"), "#") {
+		return usageError("everybody on this machine can read its command lines; paste the link instead, and ask for a new one if others were there: "+
+			"sallyport device enroll --code-file - --out "+quoted(c.String("out")), "--relay holds a link with its code")
+	}
 	e := machine.Enrolment{
 		Dir: c.String("out"), Address: c.String("address"), Name: c.String("name"), RSA: c.Bool("rsa"), Hostname: shortHostname(),
 		Words: enroll.Words,
@@ -33,7 +38,7 @@ func deviceEnroll(c *cli.Context, io stdio) error {
 			fmt.Fprintf(io.err, "%s waits for the relay's owner: sallyport device approve %s\nthere these words must be shown:\n\n  %s\n\n", name, name, words)
 		},
 	}
-	text, err := readCode(c, io)
+	text, err := readCode(c.Context, c.String("code-file"), io)
 	if err != nil {
 		return err
 	}
@@ -52,9 +57,32 @@ func deviceEnroll(c *cli.Context, io stdio) error {
 	if err != nil {
 		return explainMachine(e.Dir, err)
 	}
-	fmt.Fprintf(io.out, "wrote %s and %s\nvalid until %s; renew in time with: sallyport device renew %s\nundo, on the relay's machine: sallyport device revoke %s\n",
-		d.KeyFile(), d.CertFile(), d.Cert.NotAfter.Local().Format(time.DateTime), quoted(d.Dir), d.Name)
+	fmt.Fprintf(io.out, "wrote %s and %s\n", d.KeyFile(), d.CertFile())
+	if root := d.RootFile(); root != "" {
+		fmt.Fprintf(io.out, "%s is the root that the relay's hosts are verified with\n", root)
+	}
+	fmt.Fprint(io.out, tryIt(d))
+	fmt.Fprintf(io.out, "valid until %s; renew in time with: sallyport device renew %s\nundo, on the relay's machine: sallyport device revoke %s\n",
+		moment(d.Cert.NotAfter), quoted(d.Dir), d.Name)
 	return nil
+}
+
+// tryIt shows how the new certificate is used: with curl at the relay's
+// self-test, and by connect for what is not the web.
+func tryIt(d *machine.Device) string {
+	line := "curl --cert " + quoted(d.CertFile()) + " --key " + quoted(d.KeyFile())
+	if root := d.RootFile(); root != "" {
+		line += " --cacert " + quoted(root)
+	}
+	if d.Address() != "" {
+		line += " --connect-to ::" + d.Address()
+	}
+	_, domain, _ := strings.Cut(d.CheckURL(), "://check.")
+	host, port := splitHost(domain)
+	if host = "HOST." + host; port != "443" {
+		host += ":" + port
+	}
+	return fmt.Sprintf("try it:   %s %s/\nfor tcp:  sallyport connect --device %s %s\n", line, d.CheckURL(), quoted(d.Dir), host)
 }
 
 // shortHostname is the first label of this machine's name, if that can be the
@@ -66,14 +94,19 @@ func shortHostname() string {
 }
 
 // readCode reads --code-file; "" when there is none.
-func readCode(c *cli.Context, io stdio) (string, error) {
+func readCode(ctx context.Context, file string, io stdio) (string, error) {
 	const maxCode = 4096
-	file := c.String("code-file")
 	in := io.in
-	switch file {
-	case "":
+	switch {
+	case file == "":
 		return "", nil
-	case "-":
+	case file == "-" && isTerminal(in):
+		text, err := promptLine(ctx, io, "link or code: ", maxCode)
+		if err == nil && text == "" {
+			err = usageError("paste what `sallyport device add NAME` printed on the relay's machine", "no link or code was given")
+		}
+		return text, err
+	case file == "-":
 	default:
 		f, err := os.Open(file)
 		if err != nil {
@@ -93,6 +126,32 @@ func readCode(c *cli.Context, io stdio) (string, error) {
 	return text, nil
 }
 
+// promptLine asks on a terminal and returns one line, without blanks around.
+// Reading a terminal cannot be interrupted, so its goroutine may outlive the
+// call; the process ends with it.
+func promptLine(ctx context.Context, io stdio, prompt string, most int64) (string, error) {
+	type read struct {
+		line string
+		err  error
+	}
+	fmt.Fprint(io.err, prompt)
+	done := make(chan read, 1)
+	go func() {
+		line, err := bufio.NewReader(goio.LimitReader(io.in, most)).ReadString('\n')
+		done <- read{line, err}
+	}()
+	select {
+	case r := <-done:
+		if r.err != nil && !errors.Is(r.err, goio.EOF) {
+			return "", failed(exitFailed, "", fmt.Errorf("read the terminal: %w", r.err))
+		}
+		return strings.TrimSpace(r.line), nil
+	case <-ctx.Done():
+		fmt.Fprintln(io.err)
+		return "", failed(exitFailed, "", errors.New("interrupted"))
+	}
+}
+
 // relayAndCode joins --relay and what --code-file holds: a code, or a link.
 func relayAndCode(relay, text string) (base, code string, err error) {
 	if strings.Contains(text, "#") {
@@ -102,17 +161,14 @@ func relayAndCode(relay, text string) (base, code string, err error) {
 		text = code
 	}
 	if relay != "" {
-		named, typed, err := machine.ParseRelay(relay)
+		named, _, err := machine.ParseRelay(relay) // without a code, see deviceEnroll
 		if err != nil {
 			return "", "", fmt.Errorf("--relay: %w", err)
 		}
 		if base != "" && base != named {
 			return "", "", fmt.Errorf("the link is of %s, but --relay says %s", base, named)
 		}
-		if text != "" && typed != "" && text != typed {
-			return "", "", errors.New("two different codes, one in --relay and one in --code-file")
-		}
-		base, text = named, firstOf(text, typed)
+		base = named
 	}
 	if base == "" {
 		return "", "", errors.New("no relay is named: give the whole link, or --relay URL")
@@ -130,7 +186,9 @@ func deviceRenew(c *cli.Context, io stdio) error {
 		return usageError("write a duration such as --every 12h", "--every: %v is too short", every)
 	}
 	dir := c.Args().First()
-	renew := func(force bool) error { return renewOnce(c.Context, io.out, dir, force, time.Now()) }
+	renew := func(force bool) error {
+		return renewOnce(c.Context, io.out, dir, c.String("address"), force, time.Now())
+	}
 	err := renew(c.Bool("force"))
 	if every == 0 {
 		return err
@@ -138,12 +196,14 @@ func deviceRenew(c *cli.Context, io stdio) error {
 	return keepRenewing(c.Context, io, every, err, func() error { return renew(false) })
 }
 
-// renewOnce renews if it is due or forced, and says what it did.
-func renewOnce(ctx context.Context, out goio.Writer, dir string, force bool, now time.Time) error {
+// renewOnce renews if it is due or forced, and says what it did. address is
+// dialled instead of what DNS says, or what enrolment kept; "" is neither.
+func renewOnce(ctx context.Context, out goio.Writer, dir, address string, force bool, now time.Time) error {
 	d, err := machine.Open(dir)
 	if err != nil {
 		return explainMachine(dir, err)
 	}
+	d.Dial(address)
 	did := force
 	if force {
 		err = d.Renew(ctx)
@@ -156,14 +216,14 @@ func renewOnce(ctx context.Context, out goio.Writer, dir string, force bool, now
 	if err := d.Usable(now); err != nil {
 		return explainMachine(dir, err)
 	}
-	end := d.Cert.NotAfter.Local().Format(time.DateTime)
+	end := moment(d.Cert.NotAfter)
 	switch {
 	case did:
 		fmt.Fprintf(out, "%s is renewed, valid until %s\n", d.Name, end)
 	case now.After(d.RenewAt()):
 		fmt.Fprintf(out, "%s is valid until %s; it is a guest's, which the relay does not extend\n", d.Name, end)
 	default:
-		fmt.Fprintf(out, "%s is valid until %s; renewal is not due before %s\n", d.Name, end, d.RenewAt().Local().Format(time.DateTime))
+		fmt.Fprintf(out, "%s is valid until %s; renewal is not due before %s\n", d.Name, end, moment(d.RenewAt()))
 	}
 	return nil
 }

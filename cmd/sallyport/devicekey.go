@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -15,19 +16,21 @@ import (
 )
 
 // request asks the relay for a certificate.
-func request(c *cli.Context, csr []byte) (admin.IssuedDevice, *x509.Certificate, *x509.Certificate, error) {
-	issued, err := admin.NewClient(c.String("data")).AddDevice(c.Context, admin.DeviceRequest{
-		Name: c.Args().First(), CSR: csr, Hosts: c.StringSlice("hosts"), Until: untilFlag(c), Admin: c.Bool("admin"),
+func request(c *cli.Context, io stdio, csr []byte, until time.Time) (admin.IssuedDevice, *x509.Certificate, *x509.Certificate, error) {
+	client := admin.NewClient(c.String("data"))
+	issued, err := client.AddDevice(c.Context, admin.DeviceRequest{
+		Name: c.Args().First(), CSR: csr, Hosts: c.StringSlice("hosts"), Until: until, Admin: c.Bool("admin"),
 	})
 	if err != nil {
 		return issued, nil, nil, err
 	}
+	warnHosts(c, io, client, issued.Device.Hosts)
 	cert, err1 := x509.ParseCertificate(issued.Cert)
 	ca, err2 := x509.ParseCertificate(issued.CA)
 	return issued, cert, ca, errors.Join(err1, err2)
 }
 
-func deviceAddCSR(c *cli.Context, io stdio) error {
+func deviceAddCSR(c *cli.Context, io stdio, until time.Time) error {
 	raw, err := os.ReadFile(c.String("csr"))
 	if err != nil {
 		return usageError("", "--csr: %w", err)
@@ -36,7 +39,7 @@ func deviceAddCSR(c *cli.Context, io stdio) error {
 	if err != nil {
 		return usageError("for example: openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout my.key -subj /CN=me -out my.csr", "--csr %s: %w", c.String("csr"), err)
 	}
-	_, cert, _, err := request(c, der)
+	_, cert, _, err := request(c, io, der, until)
 	if err != nil {
 		return err
 	}
@@ -57,7 +60,7 @@ func deviceAddCSR(c *cli.Context, io stdio) error {
 // travels warns where the key is not made on the device that uses it.
 const travels = "warning: the key was made here and has to travel; a link makes it on the device: sallyport device add NAME\n"
 
-func deviceAddHere(c *cli.Context, io stdio) error {
+func deviceAddHere(c *cli.Context, io stdio, until time.Time) error {
 	name := c.Args().First()
 	key, err := pki.NewKey()
 	if err != nil {
@@ -67,7 +70,7 @@ func deviceAddHere(c *cli.Context, io stdio) error {
 	if err != nil {
 		return err
 	}
-	issued, cert, ca, err := request(c, csr)
+	issued, cert, ca, err := request(c, io, csr, until)
 	if err != nil {
 		return err
 	}
@@ -84,7 +87,11 @@ func deviceAddHere(c *cli.Context, io stdio) error {
 		return nil
 	}
 	password := devices.GeneratePassword()
-	p12, err := devices.PKCS12(key, cert, ca, password)
+	pack := devices.PKCS12
+	if c.Bool("modern") {
+		pack = devices.PKCS12Modern
+	}
+	p12, err := pack(key, cert, ca, password)
 	if err != nil {
 		return takeBack(c, err)
 	}

@@ -27,20 +27,29 @@ func deviceList(c *cli.Context, io stdio) error {
 	if err != nil {
 		return err
 	}
+	links, err := client.Invites(c.Context)
+	if err != nil {
+		return err
+	}
 	if c.Bool("json") {
 		return printJSON(io.out, struct {
-			Schema   int                  `json:"schema"`
-			Requests []admin.EnrolRequest `json:"requests"`
-			Devices  []admin.Device       `json:"devices"`
-		}{admin.Schema, list(requests), list(found)})
+			Schema   int                   `json:"schema"`
+			Requests []admin.EnrolRequest  `json:"requests"`
+			Invites  []admin.WaitingInvite `json:"invites"` // links that wait
+			Devices  []admin.Device        `json:"devices"`
+		}{admin.Schema, list(requests), list(links), list(found)})
 	}
 	at := dataArg(c.String("data"), defaultRelayData)
-	if len(found) == 0 && len(requests) == 0 {
+	if len(found) == 0 && len(requests) == 0 && len(links) == 0 {
 		fmt.Fprintf(io.out, "no devices; add one with: sallyport device add NAME%s\n", at)
 		return nil
 	}
 	printRequests(io.out, requests, at)
-	if len(requests) > 0 && len(found) > 0 {
+	if len(requests) > 0 && len(links) > 0 {
+		fmt.Fprintln(io.out)
+	}
+	printLinks(io.out, links, at)
+	if len(requests)+len(links) > 0 && len(found) > 0 {
 		fmt.Fprintln(io.out)
 	}
 	printDevices(io.out, found, time.Now())
@@ -50,7 +59,7 @@ func deviceList(c *cli.Context, io stdio) error {
 // printRequests shows what waits for the owner: he compares the words with
 // those on the device, and knows the address and the browser.
 func printRequests(out io.Writer, requests []admin.EnrolRequest, at string) {
-	waiting := false
+	waiting, words := false, false
 	for _, q := range requests {
 		if q.State != "pending" {
 			continue
@@ -60,14 +69,23 @@ func printRequests(out io.Writer, requests []admin.EnrolRequest, at string) {
 		if q.Admin {
 			fmt.Fprint(out, " and would be an administrator")
 		}
-		fmt.Fprintf(out, "\n       words: %s\n       from %s, %s ago, by %s", q.Words, cmp.Or(q.Source, "?"), ago(q.Created), cmp.Or(q.Via, "?"))
+		if q.ShowsWords() {
+			words = true
+			fmt.Fprintf(out, "\n       words: %s", q.Words)
+		} else {
+			fmt.Fprintf(out, "\n       key: %s\n       this device cannot show the words: approve only if you started it yourself just now", cmp.Or(q.Fingerprint(), "?"))
+		}
+		fmt.Fprintf(out, "\n       from %s, %s ago, by %s", cmp.Or(q.Source, "?"), ago(q.Created), cmp.Or(q.Via, "?"))
 		if q.Agent != "" {
 			fmt.Fprintf(out, ": %s", printable(q.Agent))
 		}
 		fmt.Fprintln(out)
 	}
-	if waiting {
+	switch {
+	case words:
 		fmt.Fprintf(out, "       are these the words on its screen? then: sallyport device approve ID%s   otherwise: … deny ID\n", at)
+	case waiting:
+		fmt.Fprintf(out, "       is it yours? then: sallyport device approve ID%s   otherwise: … deny ID\n", at)
 	}
 }
 
@@ -88,21 +106,27 @@ func printDevices(out io.Writer, found []admin.Device, now time.Time) {
 	w := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
 	fmt.Fprintln(w, "NAME\tSTATE\tMAY VISIT\tUNTIL\tLAST SEEN")
 	for _, d := range found {
-		seen := "never"
-		if !d.LastSeen.IsZero() {
-			seen = d.LastSeen.Local().Format(time.DateTime)
-		}
-		until := "no end"
-		if end := d.Ends(); !end.IsZero() {
-			until = end.Local().Format(time.DateTime)
-		}
 		visits := hostsText(d.Hosts)
 		if d.TokenHost != "" {
 			visits = d.Target + d.Path + " by " + d.TokenHost
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", d.Name, deviceState(d, now), visits, until, seen)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", d.Name, deviceState(d, now), visits, untilText(d), seenText(d))
 	}
 	w.Flush()
+}
+
+func untilText(d admin.Device) string {
+	if end := d.Ends(); !end.IsZero() {
+		return moment(end)
+	}
+	return "no end"
+}
+
+func seenText(d admin.Device) string {
+	if d.LastSeen.IsZero() {
+		return "never"
+	}
+	return moment(d.LastSeen)
 }
 
 // deviceState is one word, and what the owner should know beside it.
@@ -134,35 +158,41 @@ func hostsText(hosts []string) string { return firstOf(strings.Join(hosts, ","),
 
 func deviceApprove(c *cli.Context, io stdio) error {
 	if c.NArg() != 1 {
-		return usageError("`sallyport device list` shows who waits.", "device approve takes one ID or NAME")
+		return usageError("`sallyport device list"+dataArg(c.String("data"), defaultRelayData)+"` shows who waits.", "device approve takes one ID or NAME")
 	}
 	q, err := admin.NewClient(c.String("data")).Approve(c.Context, c.Args().First())
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(io.out, "%s may come in (%s)\nits words were: %s\nundo: sallyport device revoke %s%s\n",
-		q.Name, hostsText(q.Hosts), q.Words, q.Name, dataArg(c.String("data"), defaultRelayData))
+	sign := "words were: " + q.Words
+	if !q.ShowsWords() {
+		sign = "key was: " + cmp.Or(q.Fingerprint(), "?")
+	}
+	fmt.Fprintf(io.out, "%s may come in (%s)\nits %s\nundo: sallyport device revoke %s%s\n",
+		q.Name, hostsText(q.Hosts), sign, q.Name, dataArg(c.String("data"), defaultRelayData))
 	return nil
 }
 
 func deviceDeny(c *cli.Context, io stdio) error {
 	if c.NArg() != 1 {
-		return usageError("`sallyport device list` shows who waits.", "device deny takes one ID or NAME")
+		return usageError("`sallyport device list"+dataArg(c.String("data"), defaultRelayData)+"` shows who waits.", "device deny takes one ID or NAME")
 	}
 	q, err := admin.NewClient(c.String("data")).Deny(c.Context, c.Args().First())
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(io.out, "%s is turned away\nundo: a new link, sallyport device add %s%s\n",
-		firstOf(q.Name, q.ID), firstOf(q.Name, "NAME"), dataArg(c.String("data"), defaultRelayData))
+	fmt.Fprintf(io.out, "%s is turned away\n", firstOf(q.Name, q.ID))
+	undoAgain(io.out, "a new link", rightsOfRequest(q), q.Name, dataArg(c.String("data"), defaultRelayData))
 	return nil
 }
 
 func deviceRevoke(c *cli.Context, io stdio) error {
 	if c.NArg() != 1 {
-		return usageError("`sallyport device list` shows the names.", "device revoke takes one NAME")
+		return usageError("`sallyport device list"+dataArg(c.String("data"), defaultRelayData)+"` shows the names.", "device revoke takes one NAME")
 	}
-	d, err := admin.NewClient(c.String("data")).RevokeDevice(c.Context, c.Args().First())
+	client, name := admin.NewClient(c.String("data")), c.Args().First()
+	had, known := onTheWay(c.Context, client, name)
+	d, err := client.RevokeDevice(c.Context, name)
 	if err != nil {
 		return err
 	}
@@ -171,9 +201,14 @@ func deviceRevoke(c *cli.Context, io stdio) error {
 	case d.ID == "": // it was on its way only
 		done, anew = "does not come in: its link and its request are void", "a new link"
 	case d.TokenHost != "":
-		anew = "a new secret"
+		had, known, anew = rightsOf(d), true, "a new secret"
+	default:
+		had, known = rightsOf(d), true
 	}
-	fmt.Fprintf(io.out, "%s %s\nundo: %s, sallyport device add %s%s\n", d.Name, done, anew, d.Name, dataArg(c.String("data"), defaultRelayData))
+	fmt.Fprintf(io.out, "%s %s\n", d.Name, done)
+	if known { // of what came and went meanwhile nobody knows the rights
+		undoAgain(io.out, anew, had, d.Name, dataArg(c.String("data"), defaultRelayData))
+	}
 	return nil
 }
 
@@ -187,10 +222,12 @@ func deviceSet(c *cli.Context, io stdio) error {
 			return usageError("", "--%s and --%s exclude each other", pair[0], pair[1])
 		}
 	}
-	if c.IsSet("until") && c.Duration("until") <= 0 {
-		return usageError("to shut it out now: sallyport device revoke NAME", "--until: %v is in the past", c.Duration("until"))
+	at := dataArg(c.String("data"), defaultRelayData)
+	until, err := readUntil(c, "to shut it out now: sallyport device revoke NAME"+at)
+	if err != nil {
+		return err
 	}
-	change, ok := changeOf(c)
+	change, ok := changeOf(c, until)
 	if !ok {
 		return usageError("`sallyport device set --help` lists what can be changed.", "device set: nothing to change")
 	}
@@ -203,22 +240,61 @@ func deviceSet(c *cli.Context, io stdio) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(io.out, "%s may visit %s", d.Name, hostsText(d.Hosts))
+	fmt.Fprintf(io.out, "%s may visit %s", d.Name, hostsText(rightsOf(d).hosts))
 	if end := d.Ends(); !end.IsZero() {
-		fmt.Fprintf(io.out, ", until %s", end.Local().Format(time.DateTime))
+		fmt.Fprintf(io.out, ", until %s", moment(end))
 	}
-	if d.Admin {
+	switch {
+	case d.Admin:
 		fmt.Fprint(io.out, ", and is an administrator")
+	case change.Admin != nil:
+		fmt.Fprint(io.out, ", and is no administrator")
 	}
 	fmt.Fprintf(io.out, "; this holds already\n")
+	if change.Hosts != nil {
+		warnHosts(c, io, client, *change.Hosts)
+	}
+	if d.Admin && change.Admin != nil {
+		warnAdminHost(c, io, client)
+	}
 	i := slices.IndexFunc(before, func(b admin.Device) bool { return b.ID == d.ID })
-	if i >= 0 {
-		fmt.Fprintf(io.out, "undo: sallyport device set %s%s%s\n", d.Name, undoChange(before[i], change, time.Now()), dataArg(c.String("data"), defaultRelayData))
+	if i < 0 {
+		return nil
+	}
+	if change.Until != nil && before[i].Ends().Equal(d.Ends()) {
+		fmt.Fprintf(io.out, "its end is as it was%s\n", certificateEnds(d))
+	}
+	if undo := undoChange(before[i], d); undo != "" {
+		fmt.Fprintf(io.out, "undo: sallyport device set %s%s%s\n", d.Name, undo, at)
+	} else {
+		fmt.Fprintln(io.out, "nothing changed: it was so already")
 	}
 	return nil
 }
 
-func changeOf(c *cli.Context) (change admin.DeviceChange, some bool) {
+// certificateEnds explains an end that --no-until did not move: a guest's
+// certificate was made for it.
+func certificateEnds(d admin.Device) string {
+	if !d.Until.IsZero() || d.NotAfter.IsZero() {
+		return ""
+	}
+	return ": its certificate ends then"
+}
+
+// warnAdminHost tells that the right that was just given opens nothing, where
+// the relay serves no dashboard to devices. It never fails, as warnHosts.
+func warnAdminHost(c *cli.Context, io stdio, client *admin.Client) {
+	st, err1 := client.Status(c.Context)
+	certs, err2 := client.Certificates(c.Context) // of the relay's own hosts, too
+	serves := func(label string) bool {
+		return slices.ContainsFunc(certs, func(p admin.PublicCert) bool { return p.Host == label+"."+st.Domain })
+	}
+	if err1 == nil && err2 == nil && serves("enroll") && !serves("admin") {
+		fmt.Fprintf(io.err, "warning: there is no dashboard at admin.%s now: start the relay with --admin-host (admin_host: true)\n", st.Domain)
+	}
+}
+
+func changeOf(c *cli.Context, until time.Time) (change admin.DeviceChange, some bool) {
 	switch {
 	case c.Bool("all-hosts"):
 		change.Hosts = &[]string{}
@@ -230,8 +306,7 @@ func changeOf(c *cli.Context) (change admin.DeviceChange, some bool) {
 	case c.Bool("no-until"):
 		change.Until = &time.Time{}
 	case c.IsSet("until"):
-		end := untilFlag(c)
-		change.Until = &end
+		change.Until = &until
 	}
 	if c.Bool("admin") || c.Bool("no-admin") {
 		yes := c.Bool("admin")
@@ -240,24 +315,26 @@ func changeOf(c *cli.Context) (change admin.DeviceChange, some bool) {
 	return change, change != admin.DeviceChange{}
 }
 
-// undoChange are the flags that bring back what a change took.
-func undoChange(before admin.Device, change admin.DeviceChange, now time.Time) string {
+// undoChange are the flags that bring back what a change took; "" where it
+// changed nothing.
+func undoChange(before, now admin.Device) string {
 	var b strings.Builder
-	if change.Hosts != nil {
-		if len(before.Hosts) == 0 {
+	was := rightsOf(before)
+	if !slices.Equal(was.hosts, rightsOf(now).hosts) {
+		if len(was.hosts) == 0 {
 			b.WriteString(" --all-hosts")
 		} else {
-			b.WriteString(" --hosts " + quoted(strings.Join(before.Hosts, ",")))
+			b.WriteString(" --hosts " + quoted(strings.Join(was.hosts, ",")))
 		}
 	}
-	if change.Until != nil {
-		if left := before.Until.Sub(now).Round(time.Second); before.Until.IsZero() || left <= 0 {
+	if !before.Until.Equal(now.Until) {
+		if before.Until.IsZero() {
 			b.WriteString(" --no-until")
 		} else {
-			b.WriteString(" --until " + left.String())
+			b.WriteString(" --until " + untilArg(before.Until))
 		}
 	}
-	if change.Admin != nil {
+	if before.Admin != now.Admin {
 		if before.Admin {
 			b.WriteString(" --admin")
 		} else {

@@ -13,13 +13,13 @@ import (
 
 // deviceAddToken makes a secret for what cannot hold a certificate. The secret
 // is alone on stdout, or in a file: it is shown once.
-func deviceAddToken(c *cli.Context, io stdio) error {
+func deviceAddToken(c *cli.Context, io stdio, until time.Time) error {
 	hosts := c.StringSlice("hosts")
 	if len(hosts) != 1 {
 		return usageError("for example: sallyport device add tv --token --hosts photos", "--token wants the one host that it is for in --hosts, and got %d", len(hosts))
 	}
 	t, err := admin.NewClient(c.String("data")).AddTokenDevice(c.Context, admin.TokenDeviceRequest{
-		Name: c.Args().First(), Host: hosts[0], Path: c.String("path"), Until: untilFlag(c),
+		Name: c.Args().First(), Host: hosts[0], Path: c.String("path"), Until: until,
 	})
 	if err != nil {
 		return err
@@ -48,7 +48,7 @@ func tokenHelp(t admin.TokenDevice, file string) string {
 	}
 	fmt.Fprintf(&b, "%s reaches %s%s at %s", t.Device.Name, t.Device.Target, t.Device.Path, t.URL)
 	if end := t.Device.Ends(); !end.IsZero() {
-		fmt.Fprintf(&b, " until %s", end.Local().Format(time.DateTime))
+		fmt.Fprintf(&b, " until %s", moment(end))
 	}
 	fmt.Fprintf(&b, "\n  with a header:  curl -H 'Authorization: Bearer SECRET' %s/%s\n", base, below)
 	fmt.Fprintf(&b, "  or in the URL:  %s/SECRET/%s\n", base, below)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -38,18 +39,62 @@ func failed(code int, hint string, err error) error { return &failure{code, err,
 
 // printError writes what happened on one line that names the program, and
 // below it, indented, the rest and what to do. It returns the exit code.
-func printError(w io.Writer, err error) int {
+func printError(w io.Writer, err error) int { return printErrorOf(w, err, nil) }
+
+// printErrorOf is printError for the failure of a command line: what it says
+// to type next is about the same --data.
+func printErrorOf(w io.Writer, err error, args []string) int {
 	code, hint := classify(err)
 	text := err.Error()
 	if hint != "" {
 		text += "\n" + sentence(hint)
 	}
+	text = repeatData(text, args)
 	first, rest, more := strings.Cut(strings.TrimRight(text, "\n"), "\n")
 	fmt.Fprintf(w, "sallyport: %s\n", first)
 	if more {
 		fmt.Fprintf(w, "  %s\n", strings.ReplaceAll(rest, "\n", "\n  "))
 	}
 	return code
+}
+
+// What relay and agent say to type is written without --data, which they do
+// not know. The commands are those of the same machine.
+var (
+	ownersCommand = regexp.MustCompile(`sallyport (status|device (add|list|approve|deny|set|revoke|withdraw|clock)|relay (token|ca|certs|dashboard|release|revoke))\b`)
+	agentsCommand = regexp.MustCompile(`sallyport (status|agent (expose|unexpose))\b`)
+)
+
+// repeatData puts the --data of a command line into the commands that a text
+// names.
+func repeatData(text string, args []string) string {
+	dir := ""
+	for i, arg := range args {
+		name, value, joined := strings.Cut(arg, "=")
+		if arg == "--" {
+			break
+		}
+		if name != "--data" && name != "-data" {
+			continue
+		}
+		if dir = value; !joined && i+1 < len(args) {
+			dir = args[i+1]
+		}
+	}
+	if dir == "" {
+		return text
+	}
+	command := ownersCommand
+	if args[1] == "agent" {
+		command = agentsCommand
+	}
+	lines := strings.Split(text, "\n")
+	for i, line := range lines {
+		if !strings.Contains(line, "--data") {
+			lines[i] = command.ReplaceAllStringFunc(line, func(words string) string { return words + " --data " + quoted(dir) })
+		}
+	}
+	return strings.Join(lines, "\n")
 }
 
 // sentence begins a hint with a capital letter, unless with something to type.

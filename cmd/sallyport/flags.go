@@ -17,7 +17,7 @@ const (
 )
 
 func dataFlag(def string) cli.Flag {
-	return &cli.StringFlag{Name: "data", Usage: "state `DIR`ectory, made with mode 0700", Value: def, EnvVars: []string{"SALLYPORT_DATA"}}
+	return &cli.StringFlag{Name: "data", Usage: "state `DIR`, made with mode 0700", Value: def, EnvVars: []string{"SALLYPORT_DATA"}}
 }
 
 func configFlag() cli.Flag {
@@ -26,7 +26,7 @@ func configFlag() cli.Flag {
 
 func logFlags() []cli.Flag {
 	return []cli.Flag{
-		&cli.StringFlag{Name: "log-format", Usage: "`text` or json", EnvVars: []string{"SALLYPORT_LOG_FORMAT"}},
+		&cli.StringFlag{Name: "log-format", Usage: "`FORMAT`: text or json", EnvVars: []string{"SALLYPORT_LOG_FORMAT"}},
 		&cli.StringFlag{Name: "log-level", Usage: "least `LEVEL` written: debug, info, warn, error", EnvVars: []string{"SALLYPORT_LOG_LEVEL"}},
 	}
 }

@@ -88,6 +88,16 @@ func TestInvite(t *testing.T) {
 	if d := time.Until(got.Until); got.Name != "anna-phone" || strings.Join(got.Hosts, " ") != "ha photos" || got.TTL != 3600 || !got.Admin || !got.Approve || d < 119*time.Minute || d > 2*time.Hour {
 		t.Errorf("asked for %+v", got)
 	}
+	// Who is let in by a name of his own choice is looked at first.
+	code, out, errs := o.types("device add", "")
+	if code != 0 || got.Name != "" || !got.Approve || !strings.HasSuffix(out, secretCode+"\n") {
+		t.Errorf("exit code %d, asked for %+v", code, got)
+	}
+	for _, want := range []string{"open this on the device, once", "so that it always waits for you; who waits: sallyport device list --data DIR\n", "undo: sallyport device withdraw ID --data DIR "} {
+		if !strings.Contains(errs, want) {
+			t.Errorf("missing %q in\n%s", want, errs)
+		}
+	}
 	_, errs = o.must("device add tablet")
 	if strings.Contains(errs, "approve") || got.TTL != 900 || !got.Until.IsZero() || got.Admin || got.Approve || got.Hosts != nil {
 		t.Errorf("asked for %+v, said\n%s", got, errs)
@@ -120,6 +130,10 @@ func TestDeviceAddFlagsThatDoNotFit(t *testing.T) {
 		"device set":                                "takes one NAME",
 		"device approve":                            "takes one ID or NAME",
 		"device deny a b":                           "takes one ID or NAME",
+		"device withdraw":                           "takes one ID",
+		"device withdraw a b":                       "takes one ID",
+		"device clock":                              "nothing to do without --reset",
+		"device clock x --reset":                    "unexpected argument",
 		"relay certs x":                             "unexpected argument",
 		"relay dashboard x":                         "unexpected argument",
 		"device add x --token --hosts a --path":     "wants a value",
@@ -196,8 +210,18 @@ func TestDeviceList(t *testing.T) {
 	}
 	denied := pending
 	denied.ID, denied.State = "ZZ", "denied"
+	printer := admin.EnrolRequest{
+		ID: "PR1NT3R0", Name: "printer", State: "pending", Via: "scep", Source: "192.0.2.8", Words: "yak zoo", KeyID: "2c26b46b68ffc68ff99b453c", Created: now,
+	}
+	waiting := []admin.EnrolRequest{pending, denied, printer}
 	o := newOwner(t, admin.API{
-		Requests: func(context.Context) ([]admin.EnrolRequest, error) { return []admin.EnrolRequest{pending, denied}, nil },
+		Requests: func(context.Context) ([]admin.EnrolRequest, error) { return waiting, nil },
+		Invites: func(context.Context) ([]admin.WaitingInvite, error) {
+			return []admin.WaitingInvite{
+				{ID: "q7", Name: "carl", By: "pauls-phone", Hosts: []string{"ha.home.test"}, Created: now.Add(-time.Minute), Expires: now.Add(time.Hour)},
+				{ID: "x9", By: "local", Admin: true, Approve: true, Created: now.Add(-time.Hour), Expires: now.Add(time.Hour)},
+			}, nil
+		},
 		Devices: func(context.Context) ([]admin.Device, error) {
 			return []admin.Device{
 				{Name: "laptop", Admin: true, NotAfter: now.Add(time.Hour), LastSeen: now, DueForRenewal: true},
@@ -213,7 +237,16 @@ func TestDeviceList(t *testing.T) {
 		"WAITS  AB12CD34  anna-phone, asks for ha.home.test and would be an administrator",
 		"       words: apple bird cat dog elk fox",
 		"       from 192.0.2.7, 3m ago, by browser: Mozilla?[2J/5.0",
+		"WAITS  PR1NT3R0  printer, asks for all",
+		"       key: 2c26 b46b 68ff c68f",
+		"       this device cannot show the words: approve only if you started it yourself just now",
+		"       from 192.0.2.8, 0s ago, by scep",
 		"       are these the words on its screen? then: sallyport device approve ID --data DIR   otherwise: … deny ID",
+		"",
+		"links that wait, used by nobody yet; void one: sallyport device withdraw ID --data DIR",
+		"ID   FOR          MAY VISIT      COMES IN                MADE BY               UNTIL",
+		"q7   carl         ha.home.test   at once                 pauls-phone, 1m ago   20",
+		"x9   (any name)   all            if approved, as admin   local, 1h00m ago      20",
 		"",
 		"NAME     STATE                    MAY VISIT ",
 		"laptop   ok, admin, renewal due   all ",
@@ -225,46 +258,114 @@ func TestDeviceList(t *testing.T) {
 			t.Fatalf("line %d is not %q:\n%s", i+1, want, out)
 		}
 	}
-	if strings.Contains(out, "ZZ") || strings.Contains(out, "\x1b") {
-		t.Errorf("a decided request or a control character is shown:\n%s", out)
+	if strings.Contains(out, "yak") || strings.Contains(out, "ZZ") || strings.Contains(out, "\x1b") {
+		t.Errorf("words that no screen shows, a decided request or a control character:\n%s", out)
 	}
 	out, _ = o.must("device list --json")
-	for _, want := range []string{`"schema": 1`, `"words": "apple bird cat dog elk fox"`, `"token_host": "t-abc.home.test"`} {
+	for _, want := range []string{`"schema": 1`, `"words": "apple bird cat dog elk fox"`, `"token_host": "t-abc.home.test"`, `"by": "pauls-phone"`} {
 		if !strings.Contains(out, want) {
 			t.Errorf("missing %s in\n%s", want, out)
 		}
+	}
+	waiting = waiting[2:]
+	if out, _ = o.must("device list"); strings.Contains(out, "words on its screen") || !strings.Contains(out, "is it yours? then: sallyport device approve ID --data DIR") {
+		t.Error(out)
 	}
 }
 
 func TestNoDevices(t *testing.T) {
 	o := newOwner(t, admin.API{
 		Requests: func(context.Context) ([]admin.EnrolRequest, error) { return nil, nil },
+		Invites:  func(context.Context) ([]admin.WaitingInvite, error) { return nil, nil },
 		Devices:  func(context.Context) ([]admin.Device, error) { return nil, nil },
 	})
 	if out, _ := o.must("device list"); out != "no devices; add one with: sallyport device add NAME --data DIR\n" {
 		t.Error(out)
 	}
-	if out, _ := o.must("device list --json"); !strings.Contains(out, `"requests": []`) || !strings.Contains(out, `"devices": []`) {
+	if out, _ := o.must("device list --json"); !strings.Contains(out, `"requests": []`) || !strings.Contains(out, `"invites": []`) || !strings.Contains(out, `"devices": []`) {
 		t.Error(out)
 	}
 }
 
 func TestApproveAndDeny(t *testing.T) {
+	via, hosts, until := "browser", []string(nil), time.Time{}
 	answer := func(_ context.Context, id string) (admin.EnrolRequest, error) {
 		if id != "AB12CD34" {
 			return admin.EnrolRequest{}, &admin.Error{Code: admin.CodeNotFound, Message: "nobody waits by that name", Hint: "look again"}
 		}
-		return admin.EnrolRequest{ID: id, Name: "anna-phone", Words: "apple bird"}, nil
+		return admin.EnrolRequest{ID: id, Name: "anna-phone", Words: "apple bird", Via: via, KeyID: "2c26b46b", Hosts: hosts, Until: until, Admin: len(hosts) > 0}, nil
 	}
 	o := newOwner(t, admin.API{Approve: answer, Deny: answer})
 	if out, _ := o.must("device approve AB12CD34"); out != "anna-phone may come in (all)\nits words were: apple bird\nundo: sallyport device revoke anna-phone --data DIR\n" {
 		t.Error(out)
 	}
-	if out, _ := o.must("device deny AB12CD34"); out != "anna-phone is turned away\nundo: a new link, sallyport device add anna-phone --data DIR\n" {
+	via = "est"
+	if out, _ := o.must("device approve AB12CD34"); !strings.Contains(out, "\nits key was: 2c26 b46b\n") || strings.Contains(out, "apple") {
+		t.Error(out)
+	}
+	if out, _ := o.must("device deny AB12CD34"); out != "anna-phone is turned away\nundo: a new link, sallyport device add anna-phone --approve --data DIR\n" {
+		t.Error(out)
+	}
+	hosts, until = []string{"ha", "*.home.test"}, time.Date(2100, 1, 2, 3, 4, 5, 6, time.Local)
+	want := "undo: a new link, sallyport device add anna-phone --hosts 'ha,*.home.test' --until " + until.Format(time.RFC3339) + " --admin --approve --data DIR\n"
+	if out, _ := o.must("device deny AB12CD34"); !strings.HasSuffix(out, want) {
+		t.Errorf("%s\nwant %s", out, want)
+	}
+	until = time.Now().Add(-time.Hour)
+	if out, _ := o.must("device deny AB12CD34"); strings.Contains(out, "sallyport") || !strings.Contains(out, "its time was over on 20") {
 		t.Error(out)
 	}
 	if code, _, errs := o.types("device approve nobody"); code != exitFailed || errs != "sallyport: nobody waits by that name\n  Look again\n" {
 		t.Errorf("exit code %d, %s", code, errs)
+	}
+}
+
+func TestWithdrawAndClock(t *testing.T) {
+	withdrawn, resets := "", 0
+	links := []admin.WaitingInvite{{ID: "x1"}, {ID: "q7", Name: "carl", Hosts: []string{"ha"}, Until: time.Date(2100, 1, 2, 3, 4, 5, 0, time.UTC), Admin: true, Approve: true}}
+	o := newOwner(t, admin.API{
+		Invites:        func(context.Context) ([]admin.WaitingInvite, error) { return links, nil },
+		WithdrawInvite: func(_ context.Context, id string) error { withdrawn = id; return nil },
+		ResetClock:     func(context.Context) error { resets++; return nil },
+	})
+	until := links[1].Until.Local().Format(time.RFC3339)
+	if out, _ := o.must("device withdraw q7"); withdrawn != "q7" || out != "link q7 opens nothing any more\nundo: a new link, sallyport device add carl --hosts ha --until "+until+" --admin --approve --data DIR\n" {
+		t.Errorf("withdrew %q: %s", withdrawn, out)
+	}
+	if out, _ := o.must("device withdraw x1"); out != "link x1 opens nothing any more\nundo: a new link, sallyport device add '' --data DIR\n" {
+		t.Error(out)
+	}
+	if o.types("device clock"); resets != 0 {
+		t.Error("the clock is reset without being told to")
+	}
+	if out, _ := o.must("device clock --reset"); resets != 1 || !strings.HasPrefix(out, "devices are judged by this machine's clock again; it says 20") {
+		t.Errorf("%d resets: %s", resets, out)
+	}
+}
+
+// A token is a door of its own: status shows those that are open.
+func TestStatusShowsTokens(t *testing.T) {
+	now := time.Now()
+	tv := admin.Device{Name: "tv", Kind: "token", TokenHost: "t-abc.home.test", URL: "https://t-abc.home.test/", Target: "photos.home.test", Path: "/api/"}
+	ended, gone := tv, tv
+	ended.Name, ended.Until = "ended", now.Add(-time.Minute)
+	gone.Name, gone.Revoked = "gone", true
+	o := newOwner(t, admin.API{
+		Status:       func(context.Context) (admin.Status, error) { return admin.Status{Domain: "home.test"}, nil },
+		Certificates: func(context.Context) ([]admin.PublicCert, error) { return nil, nil },
+		Requests:     func(context.Context) ([]admin.EnrolRequest, error) { return nil, nil },
+		Devices: func(context.Context) ([]admin.Device, error) {
+			return []admin.Device{{Name: "laptop", NotAfter: now.Add(time.Hour)}, ended, tv, gone}, nil
+		},
+	})
+	out, errs := o.must("status")
+	if !strings.Contains(out, "\nTOKEN   REACHES                 AT                         UNTIL    LAST SEEN\n"+
+		"tv      photos.home.test/api/   https://t-abc.home.test/   no end   never\n") || strings.Contains(out, "laptop") || errs != "" {
+		t.Errorf("%s%s", out, errs)
+	}
+	out, _ = o.must("status --json")
+	if !strings.Contains(out, `"tokens": [`) || !strings.Contains(out, `"token_host": "t-abc.home.test"`) || strings.Contains(out, "ended") || strings.Contains(out, "gone") {
+		t.Error(out)
 	}
 }
 
@@ -310,8 +411,99 @@ func TestDeviceSet(t *testing.T) {
 	if got.Until == nil || !got.Until.IsZero() || !*got.Admin {
 		t.Errorf("asked for %+v", got)
 	}
-	if !strings.Contains(out, "undo: sallyport device set anna --all-hosts --until 1h0m0s --no-admin") && !strings.Contains(out, "--until 59m59s") {
+	if !strings.Contains(out, "undo: sallyport device set anna --all-hosts --until "+device.Until.Format(time.RFC3339)+" --no-admin --data DIR\n") {
 		t.Error(out)
+	}
+	// A guest's certificate ends with his time: without --until it ends then, too.
+	device.Until = device.NotAfter
+	out, _ = o.must("device set anna --no-until --no-admin")
+	if !strings.Contains(out, ", and is no administrator; this") || !strings.Contains(out, "\nits end is as it was: its certificate ends then\n") ||
+		!strings.Contains(out, "undo: sallyport device set anna --until "+device.Until.Format(time.RFC3339)+" --data DIR\n") {
+		t.Error(out)
+	}
+	device.Until = time.Time{}
+	if out, _ = o.must("device set anna --no-until"); !strings.HasSuffix(out, "\nits end is as it was: its certificate ends then\nnothing changed: it was so already\n") {
+		t.Error(out)
+	}
+	out, _ = o.must("device set anna --until 2100-12-24")
+	if want := time.Date(2100, 12, 24, 23, 59, 59, 0, time.Local); !got.Until.Equal(want) {
+		t.Errorf("asked for %v, want %v: %s", got.Until, want, out)
+	}
+	if code, _, errs := o.types("device set anna --until soon"); code != exitUsage || !strings.Contains(errs, `--until: "soon" is neither`) || !strings.Contains(errs, "2h30m, 2d or 1w") {
+		t.Errorf("exit code %d, %s", code, errs)
+	}
+}
+
+// An administrator without a dashboard to open, and hosts that nobody offers,
+// are told, and done all the same.
+func TestRightsThatOpenNothing(t *testing.T) {
+	certs := []admin.PublicCert{{Host: "enroll.home.test"}, {Host: "admin.home.test"}}
+	o := newOwner(t, admin.API{
+		Status: func(context.Context) (admin.Status, error) {
+			return admin.Status{Domain: "home.test", Hosts: []admin.Host{
+				{Host: "ha.home.test", Services: []admin.HostService{{Name: "ha"}}},
+				{Host: "*.cam.home.test", Services: []admin.HostService{{Name: "cam"}}},
+				{Host: "gone.home.test"},
+			}}, nil
+		},
+		Certificates: func(context.Context) ([]admin.PublicCert, error) { return certs, nil },
+		Devices:      func(context.Context) ([]admin.Device, error) { return nil, nil },
+		ChangeDevice: func(_ context.Context, name string, c admin.DeviceChange) (admin.Device, error) {
+			return admin.Device{ID: "1", Name: name, Admin: c.Admin != nil && *c.Admin}, nil
+		},
+		Invites: func(context.Context) ([]admin.WaitingInvite, error) {
+			return []admin.WaitingInvite{{ID: "1", Name: "anna"}}, nil
+		},
+		Invite: func(_ context.Context, q admin.InviteRequest) (admin.Invite, error) {
+			return admin.Invite{Name: q.Name, Link: "https://enroll.home.test/#x"}, nil
+		},
+	})
+	for hosts, want := range map[string]string{
+		"ha": "", "ha.home.test": "", "cam": "offers cam.home.test now", "a.cam.home.test": "", "*.home.test": "", "gone": "no home offers gone.home.test now; it opens nothing until one does; sallyport status --data DIR shows",
+		"ha,photo": "offers photo.home.test now", "*.cam.home.test": "", "ha.home.tst": "offers ha.home.tst now; it is not below home.test: is it spelled right?",
+	} {
+		for _, line := range []string{"device add x --hosts ", "device set x --hosts "} {
+			_, errs := o.must(line + hosts)
+			if n := strings.Count(errs, "warning: "); !strings.Contains(errs, want) || n != min(len(want), 1) {
+				t.Errorf("%s%s: want %q\n%s", line, hosts, want, errs)
+			}
+		}
+	}
+	if _, errs := o.must("device set x --admin"); strings.Contains(errs, "warning") {
+		t.Error(errs)
+	}
+	certs = certs[:1]
+	if _, errs := o.must("device set x --admin"); !strings.Contains(errs, "warning: there is no dashboard at admin.home.test now") {
+		t.Error(errs)
+	}
+	if _, errs := o.must("device set x --no-admin"); strings.Contains(errs, "warning") {
+		t.Error(errs)
+	}
+	if _, errs := o.must("device add anna"); !strings.Contains(errs, "the earlier link for anna is void\n") {
+		t.Error(errs)
+	}
+	if _, errs := o.must("device add carl"); strings.Contains(errs, "void") {
+		t.Error(errs)
+	}
+}
+
+// What is typed to bring something back gives what there was, and no more.
+func TestRightsAgain(t *testing.T) {
+	now := time.Now()
+	end := now.Add(time.Hour).Truncate(time.Second)
+	for want, r := range map[string]rights{
+		"sallyport device add x --data d": {},
+		"sallyport device add x --token --hosts a.b --path /api/ --until " + end.Local().Format(time.RFC3339) + " --data d": rightsOf(admin.Device{
+			TokenHost: "t", Target: "a.b", Path: "/api/", Until: end,
+		}),
+		"sallyport device add x --hosts 'a,b' --admin --data d":   rightsOf(admin.Device{Hosts: []string{"a", "b"}, Admin: true, NotAfter: end}),
+		"sallyport device add x --hosts a --approve --data d":     rightsOfLink(admin.WaitingInvite{Hosts: []string{"a"}, Approve: true}),
+		"sallyport device add x --hosts '*.a' --approve --data d": rightsOfRequest(admin.EnrolRequest{Hosts: []string{"*.a"}}),
+		"": {until: now},
+	} {
+		if got := r.again("x", " --data d", now); got != want {
+			t.Errorf("got  %s\nwant %s", got, want)
+		}
 	}
 }
 

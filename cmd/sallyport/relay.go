@@ -14,6 +14,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/sallyport/sallyport/protocol/names"
 	"github.com/sallyport/sallyport/relay"
 	"github.com/sallyport/sallyport/relay/admin"
 	"github.com/sallyport/sallyport/relay/registry"
@@ -96,20 +97,20 @@ func relayFlags() []cli.Flag {
 		configFlag(),
 		dataFlag(defaultRelayData),
 		&cli.StringFlag{Name: "domain", Usage: "homes claim their names below `DOMAIN`", EnvVars: []string{"SALLYPORT_DOMAIN"}},
-		&cli.StringFlag{Name: "listen", Usage: "public `ADDR`ess, TCP and UDP", Value: ":443", EnvVars: []string{"SALLYPORT_LISTEN"}},
-		&cli.StringFlag{Name: "http", Usage: "`ADDR`ess that redirects to HTTPS, or off", Value: ":80", EnvVars: []string{"SALLYPORT_HTTP"}},
+		&cli.StringFlag{Name: "listen", Usage: "public `ADDRESS`, TCP and UDP", Value: ":443", EnvVars: []string{"SALLYPORT_LISTEN"}},
+		&cli.StringFlag{Name: "http", Usage: "`ADDRESS` that redirects to HTTPS, or off", Value: ":80", EnvVars: []string{"SALLYPORT_HTTP"}},
 		&cli.StringFlag{Name: "address", Usage: "`HOST:PORT` that agents dial; default relay.DOMAIN and the port of --listen", EnvVars: []string{"SALLYPORT_ADDRESS"}},
 		&cli.IntFlag{Name: "public-port", Usage: "`PORT` in visitors' URLs, when a router maps it", DefaultText: "that of --listen", EnvVars: []string{"SALLYPORT_PUBLIC_PORT"}},
-		&cli.StringFlag{Name: "certs", Usage: "where public certificates come from: `acme`, files or internal", DefaultText: "acme; internal for domains that no public CA certifies", EnvVars: []string{"SALLYPORT_CERTS"}},
+		&cli.StringFlag{Name: "certs", Usage: "`SOURCE` of public certificates: acme, files or internal", DefaultText: "acme; internal for domains that no public CA certifies", EnvVars: []string{"SALLYPORT_CERTS"}},
 		&cli.StringFlag{Name: "cert", Usage: "with --certs files: certificate chain, PEM `FILE`", EnvVars: []string{"SALLYPORT_CERT"}},
 		&cli.StringFlag{Name: "key", Usage: "with --certs files: its key, PEM `FILE`", EnvVars: []string{"SALLYPORT_KEY"}},
 		&cli.StringFlag{Name: "acme-ca", Usage: "directory `URL` of the ACME server", DefaultText: "Let's Encrypt", EnvVars: []string{"SALLYPORT_ACME_CA"}},
 		&cli.StringFlag{Name: "acme-root", Usage: "PEM `FILE` with the root of the ACME server's own certificate", DefaultText: "the system's roots", EnvVars: []string{"SALLYPORT_ACME_ROOT"}},
 		&cli.StringFlag{Name: "acme-email", Usage: "mail `ADDRESS` of the ACME account", EnvVars: []string{"SALLYPORT_ACME_EMAIL"}},
-		&cli.StringFlag{Name: "decoy", Usage: "what strangers meet: off, page, or `tcp://HOST:PORT`", Value: relay.DecoyOff, EnvVars: []string{"SALLYPORT_DECOY"}},
+		&cli.StringFlag{Name: "decoy", Usage: "`WHAT` strangers meet: off, page, or tcp://HOST:PORT", Value: relay.DecoyOff, EnvVars: []string{"SALLYPORT_DECOY"}},
 		&cli.IntFlag{Name: "replicas", Usage: "`N` live instances of one agent key may share its streams", Value: 1, EnvVars: []string{"SALLYPORT_REPLICAS"}},
 		&cli.BoolFlag{Name: "admin-host", Usage: "the dashboard at admin.DOMAIN too, for devices marked admin", EnvVars: []string{"SALLYPORT_ADMIN_HOST"}},
-		&cli.StringFlag{Name: "admin-listen", Usage: "the dashboard on loopback `ADDR`ess too, behind one-time links of relay dashboard", EnvVars: []string{"SALLYPORT_ADMIN_LISTEN"}},
+		&cli.StringFlag{Name: "admin-listen", Usage: "the dashboard on loopback `ADDRESS` too, behind one-time links of relay dashboard", EnvVars: []string{"SALLYPORT_ADMIN_LISTEN"}},
 		&cli.BoolFlag{Name: "open-enrolment", Usage: "take requests for certificates without a link; each waits for device approve", EnvVars: []string{"SALLYPORT_OPEN_ENROLMENT"}},
 	}, logFlags()...)
 }
@@ -189,7 +190,7 @@ func greetOwner(ctx context.Context, io stdio, r *relay.Relay, data string) {
 		return
 	}
 	fmt.Fprintf(io.out, "join a home with (once, within 15 minutes):\n\n  sallyport agent up %s --expose ha=127.0.0.1:8123\n\n"+
-		"another token: sallyport relay token%s\nundo a join:   sallyport relay revoke AGENT%s\n", t, at, at)
+		"another token: sallyport relay token%s   (for a second home: with --hosts '*.NAME.DOMAIN')\nundo a join:   sallyport relay revoke AGENT%s\n", t, at, at)
 }
 
 // dataArg repeats --data in printed commands when it is not the default.
@@ -226,7 +227,7 @@ func relayToken(c *cli.Context, io stdio) error {
 	fmt.Fprintln(io.out, t.Token)
 	fmt.Fprintf(io.err, "valid once, until %s; at home:  sallyport agent up TOKEN\n"+
 		"undo after the join: sallyport relay revoke AGENT%s\n",
-		t.Expires.Local().Format(time.DateTime), dataArg(c.String("data"), defaultRelayData))
+		moment(t.Expires), dataArg(c.String("data"), defaultRelayData))
 	return nil
 }
 
@@ -256,7 +257,7 @@ func relayCA(c *cli.Context, io stdio) error {
 
 func relayRelease(c *cli.Context, io stdio) error {
 	if c.NArg() != 1 {
-		return usageError("`sallyport status` lists the hosts.", "relay release takes one HOST")
+		return usageError("`sallyport status"+dataArg(c.String("data"), defaultRelayData)+"` lists the hosts.", "relay release takes one HOST")
 	}
 	if err := admin.NewClient(c.String("data")).ReleaseHost(c.Context, c.Args().First()); err != nil {
 		return err
@@ -267,12 +268,28 @@ func relayRelease(c *cli.Context, io stdio) error {
 
 func relayRevoke(c *cli.Context, io stdio) error {
 	if c.NArg() != 1 {
-		return usageError("`sallyport status` lists the agents.", "relay revoke takes one AGENT")
+		return usageError("`sallyport status"+dataArg(c.String("data"), defaultRelayData)+"` lists the agents.", "relay revoke takes one AGENT")
 	}
-	a, err := admin.NewClient(c.String("data")).RevokeAgent(c.Context, c.Args().First())
+	client := admin.NewClient(c.String("data"))
+	a, err := client.RevokeAgent(c.Context, c.Args().First())
 	if err != nil {
 		return err
 	}
 	fmt.Fprintf(io.out, "agent %s is shut out; its key never comes back. A new join needs a new token and a fresh --data at home.\n", a.Name)
+	st, err := client.Status(c.Context)
+	if err != nil {
+		return nil // what was asked for is done; this is advice
+	}
+	hosts, foreign := a.Allowed, ""
+	if len(hosts) == 0 { // the first home is without limits, and there is one first home only
+		hosts = []string{"*." + st.Domain}
+	}
+	for _, h := range hosts {
+		if !names.Below(h, st.Domain) {
+			foreign = " --foreign"
+		}
+	}
+	fmt.Fprintf(io.out, "a token for a home in its place:\n  sallyport relay token --hosts %s%s%s\n",
+		quoted(strings.Join(hosts, ",")), foreign, dataArg(c.String("data"), defaultRelayData))
 	return nil
 }

@@ -63,7 +63,7 @@ func printCerts(out io.Writer, found []admin.PublicCert, now time.Time) {
 	for _, p := range found {
 		next := "-"
 		if !p.Next.IsZero() {
-			next = p.Next.Local().Format(time.DateTime)
+			next = moment(p.Next)
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", p.Host, p.State, daysLeft(p.NotAfter, now), cmp.Or(p.Issuer, "-"), next)
 	}

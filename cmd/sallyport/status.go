@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -15,6 +17,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/sallyport/sallyport/agent/control"
+	"github.com/sallyport/sallyport/agent/state"
 	"github.com/sallyport/sallyport/relay/admin"
 )
 
@@ -25,7 +28,7 @@ func statusCommand(io stdio) *cli.Command {
 		Description: "Looks for a running relay and a running agent in the default directories, or for either in --data.\n" +
 			"Exit code 69 when neither runs.",
 		OnUsageError: onUsageError,
-		Flags:        []cli.Flag{&cli.StringFlag{Name: "data", Usage: "state `DIR`ectory of a relay or an agent", EnvVars: []string{"SALLYPORT_DATA"}}, jsonFlag()},
+		Flags:        []cli.Flag{&cli.StringFlag{Name: "data", Usage: "state `DIR` of a relay or an agent", EnvVars: []string{"SALLYPORT_DATA"}}, jsonFlag()},
 		Action:       func(c *cli.Context) error { return showStatus(c, io) },
 	}
 }
@@ -38,6 +41,7 @@ type statusJSON struct {
 
 	Certificates []admin.PublicCert   `json:"certificates,omitempty"` // of the relay
 	Requests     []admin.EnrolRequest `json:"requests,omitempty"`     // that wait for its owner
+	Tokens       []admin.Device       `json:"tokens,omitempty"`       // that work now
 }
 
 func showStatus(c *cli.Context, io stdio) error {
@@ -53,10 +57,11 @@ func showStatus(c *cli.Context, io stdio) error {
 		if err == nil {
 			r.Agents, r.Hosts = list(r.Agents), list(r.Hosts)
 			st.Relay = &r
-			var err1, err2 error
+			var err1, err2, err3 error
 			st.Certificates, err1 = client.Certificates(c.Context)
 			st.Requests, err2 = client.Requests(c.Context)
-			err = errors.Join(err1, err2)
+			st.Tokens, err3 = liveTokens(c.Context, client)
+			err = errors.Join(err1, err2, err3)
 		}
 		errs = append(errs, err)
 	}
@@ -72,7 +77,7 @@ func showStatus(c *cli.Context, io stdio) error {
 			_, hint := classify(err)
 			return failed(exitUnreachable, hint, err)
 		}
-		return failed(exitUnreachable, "start one, or say with --data where its state is",
+		return failed(exitUnreachable, startHint(relayDir, agentDir),
 			fmt.Errorf("neither a relay (%s) nor an agent (%s) runs here", relayDir, agentDir))
 	}
 	if err := errors.Join(errs...); err != nil { // one of two
@@ -87,6 +92,7 @@ func showStatus(c *cli.Context, io stdio) error {
 			fmt.Fprintln(io.out)
 			printCerts(io.out, st.Certificates, time.Now())
 		}
+		printTokens(io.out, st.Tokens)
 		if n := len(st.Requests); n > 0 {
 			fmt.Fprintf(io.out, "\n%d waiting for approval: sallyport device list%s\n", n, dataArg(relayDir, defaultRelayData))
 		}
@@ -98,6 +104,45 @@ func showStatus(c *cli.Context, io stdio) error {
 		printAgent(io.out, *st.Agent)
 	}
 	return nil
+}
+
+// startHint says how to start what is stopped in the directories.
+func startHint(relayDir, agentDir string) string {
+	var lines []string
+	if _, err := os.Stat(filepath.Join(relayDir, storeName)); err == nil {
+		lines = append(lines, "the relay of "+relayDir+" is stopped; start it with: sallyport relay up --data "+quoted(relayDir)+
+			" and its other settings, or its unit: systemctl start sallyport-relay")
+	}
+	if state.Joined(agentDir) {
+		lines = append(lines, "the home in "+agentDir+" has joined and is stopped; start it with: sallyport agent up --data "+quoted(agentDir))
+	}
+	if len(lines) == 0 {
+		return "start one, or say with --data where its state is"
+	}
+	return strings.Join(lines, "\n")
+}
+
+// liveTokens are the devices that come in with a secret: a door each, which no
+// host of an agent shows.
+func liveTokens(ctx context.Context, client *admin.Client) ([]admin.Device, error) {
+	all, err := client.Devices(ctx)
+	now := time.Now()
+	return slices.DeleteFunc(all, func(d admin.Device) bool {
+		end := d.Ends()
+		return d.TokenHost == "" || d.Revoked || !end.IsZero() && now.After(end)
+	}), err
+}
+
+func printTokens(out io.Writer, tokens []admin.Device) {
+	if len(tokens) == 0 {
+		return
+	}
+	w := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
+	fmt.Fprintln(w, "\nTOKEN\tREACHES\tAT\tUNTIL\tLAST SEEN")
+	for _, d := range tokens {
+		fmt.Fprintf(w, "%s\t%s%s\t%s\t%s\t%s\n", d.Name, d.Target, d.Path, firstOf(d.URL, d.TokenHost), untilText(d), seenText(d))
+	}
+	w.Flush()
 }
 
 // socketThere is false when there is surely none. In a directory that we may
@@ -179,10 +224,10 @@ func printAgent(out io.Writer, st control.Status) {
 			st.Link.Transport, st.Link.Addr, st.Link.RTT, st.Link.Streams, bytesText(st.Link.BytesIn), bytesText(st.Link.BytesOut))
 	}
 	if !st.CertEnds.IsZero() {
-		fmt.Fprintf(out, "certificate until %s (days left: %s), renewed by itself\n", st.CertEnds.Local().Format(time.DateTime), daysLeft(st.CertEnds, time.Now()))
+		fmt.Fprintf(out, "certificate until %s (days left: %s), renewed by itself\n", moment(st.CertEnds), daysLeft(st.CertEnds, time.Now()))
 	}
 	if st.Demoted != "" {
-		fmt.Fprintf(out, "%s stalls here and is not used until %s\n", st.Demoted, st.Until.Local().Format(time.TimeOnly))
+		fmt.Fprintf(out, "%s stalls here and is not used until %s\n", st.Demoted, st.Until.Local().Format(time.TimeOnly+" MST"))
 	}
 	if st.Error != "" {
 		fmt.Fprintf(out, "last error (%s ago): %s\n", ago(st.ErrorAt), st.Error)

@@ -14,12 +14,15 @@ import (
 	"github.com/sallyport/sallyport/relay/store/boltstore"
 )
 
+// storeName is the file in the relay's data directory that holds all of it.
+const storeName = "relay.db"
+
 // openRelay picks the store of a single relay: one file in its data directory.
 func openRelay(conf relay.Config) (r *relay.Relay, closeStore func(), err error) {
 	if err := pki.SecureDir(conf.DataDir); err != nil {
 		return nil, nil, startError(err)
 	}
-	kv, err := boltstore.Open(filepath.Join(conf.DataDir, "relay.db"))
+	kv, err := boltstore.Open(filepath.Join(conf.DataDir, storeName))
 	if err != nil {
 		return nil, nil, startError(err)
 	}

@@ -159,7 +159,8 @@ func (d *Desk) Codes() []CodeInfo {
 	var list []CodeInfo
 	for _, c := range d.unused(d.cfg.Now()) {
 		list = append(list, CodeInfo{
-			ID: c.id(), Name: c.Name, By: c.By, Hosts: slices.Clone(c.Hosts), Admin: c.Admin, Approve: c.Approve, Created: c.Created, Expires: c.Expires,
+			ID: c.id(), Name: c.Name, By: c.By, Hosts: slices.Clone(c.Hosts), Until: c.Until, Admin: c.Admin,
+			Approve: c.Approve, Created: c.Created, Expires: c.Expires,
 		})
 	}
 	slices.SortFunc(list, func(a, b CodeInfo) int {

@@ -220,6 +220,7 @@ type CodeInfo struct {
 	Name    string // empty: the visitor names the device
 	By      string // who invited; empty: not known
 	Hosts   []string
+	Until   time.Time // of the device's rights; zero: none
 	Admin   bool
 	Approve bool
 	Created time.Time

@@ -116,7 +116,7 @@ func TestStrongSwan(t *testing.T) {
 	// SCEP, with the owner's approval.
 	ca, ra := w.file("scep-ca.pem"), w.file("scep-ra.pem")
 	mustRun(t, append(append([]string{}, pki...), "--scepca", "--url", w.own("enroll", "/scep"), "--caout", ca, "--raout", ra, "--outform", "pem")...)
-	key, csr = request("tablet", "rsa")
+	key, _ = request("tablet", "rsa")
 	waiting := start(t, "pki --scep", append(append([]string{}, pki...), "--scep", "--url", w.own("enroll", "/scep"), "--cipher", "des3", "--interval", "1",
 		"--in", key, "--dn", "CN=somebody else", "--password", w.code("tablet", "--approve"),
 		"--cacert-enc", ra, "--cacert-sig", ra, "--cacert", ca, "--outform", "pem")...)

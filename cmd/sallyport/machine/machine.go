@@ -78,9 +78,10 @@ type Device struct {
 	Cert *x509.Certificate
 	CA   []byte // PEM, the device CA; nil when the file is gone
 
-	key    crypto.Signer
-	record record
-	roots  *x509.CertPool // nil: the system's
+	key     crypto.Signer
+	record  record
+	address string         // see Dial
+	roots   *x509.CertPool // nil: the system's
 }
 
 // Open reads an enrolled directory. A renewal that was cut off between its two
@@ -123,7 +124,31 @@ func (d *Device) TLS() tls.Certificate {
 func (d *Device) Roots() *x509.CertPool { return d.roots }
 
 // Address is what is dialled instead of what DNS says of the relay, or "".
-func (d *Device) Address() string { return d.record.Address }
+func (d *Device) Address() string {
+	if d.address != "" {
+		return d.address
+	}
+	return d.record.Address
+}
+
+// Dial sets Address for the next renewal, which keeps it if it succeeds. An
+// empty one changes nothing.
+func (d *Device) Dial(address string) { d.address = address }
+
+// CheckURL is the base URL of the relay's self-test and renewal host, without
+// a slash at the end.
+func (d *Device) CheckURL() string {
+	return strings.Replace(d.record.Relay, "://enroll.", "://check.", 1)
+}
+
+// RootFile is the path of the roots that the relay's hosts are verified with,
+// or "" for the system's.
+func (d *Device) RootFile() string {
+	if d.roots == nil {
+		return ""
+	}
+	return d.path(rootFile)
+}
 
 // KeyFile is the path of the private key, PEM.
 func (d *Device) KeyFile() string { return d.path(d.Name + ".key") }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/sallyport/sallyport/protocol/pki"
@@ -56,8 +55,11 @@ func (d *Device) renew(ctx context.Context, wanted func() bool) (bool, error) {
 	}
 	later := cert.NotAfter.Sub(d.Cert.NotAfter)
 	d.key, d.Cert = key, cert
+	moved := d.Address() != d.record.Address
 	if later < time.Minute {
 		d.record.LastEnd = cert.NotAfter
+	}
+	if d.record.Address = d.Address(); later < time.Minute || moved {
 		if err := writeRecord(d.Dir, d.record); err != nil {
 			return true, err
 		}
@@ -75,7 +77,7 @@ func (d *Device) askAgain(ctx context.Context) (key crypto.Signer, ans answer, e
 		return nil, ans, err
 	}
 	cert := d.TLS()
-	a := newAPI(strings.Replace(d.record.Relay, "://enroll.", "://check.", 1), d.record.Address, d.roots, &cert)
+	a := newAPI(d.CheckURL(), d.Address(), d.roots, &cert)
 	defer a.close()
 	err = a.do(ctx, "/api/renew", "", map[string][]byte{"csr": csr}, &ans)
 	return key, ans, err
