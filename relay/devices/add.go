@@ -19,7 +19,7 @@ type Grant struct {
 	Name  string           // [a-z0-9][a-z0-9-]{0,62}, of no other live device
 	Key   crypto.PublicKey // never certified before
 	Hosts []string         // patterns of where it may go, bare labels below the domain; none: everywhere
-	Until time.Time        // end of the certificate and of all renewals; zero: the configured lifetime, renewable
+	Until time.Time        // end of its rights, whatever it renews; Change moves it. Zero: none but the certificate's
 	Admin bool             // may use the dashboard at the admin host
 }
 
@@ -51,11 +51,10 @@ func (d *Devices) add(ctx context.Context, g Grant) (Device, *x509.Certificate, 
 		return Device{}, nil, err
 	}
 	now := d.now()
-	end, err := d.end(now, until)
-	if err != nil {
+	if err := d.checkUntil(now, until); err != nil {
 		return Device{}, nil, err
 	}
-	cert, err := d.cfg.CA.Issue(g.Key, pki.Grant{Profile: pki.Device, Name: g.Name, NotAfter: end, CRLURL: d.cfg.CRLURL})
+	cert, err := d.issue(g.Key, g.Name, now, until)
 	if err != nil {
 		return Device{}, nil, err
 	}
@@ -149,18 +148,34 @@ func (d *Devices) pattern(h string) (string, error) {
 	return p, err
 }
 
-// end returns when a certificate ends that is issued now.
-func (d *Devices) end(now, until time.Time) (time.Time, error) {
-	last := d.cfg.CA.Cert().NotAfter
-	switch {
-	case until.IsZero():
-		return now.Add(d.cfg.Lifetime), nil // pki cuts it at the CA's end
-	case !until.After(now):
-		return until, fmt.Errorf("%s is in the past", until.Format(time.RFC3339))
-	case until.After(last):
-		return until, fmt.Errorf("%s is after the end of the device CA, %s", until.Format(time.DateOnly), last.Format(time.DateOnly))
+// checkUntil says why rights cannot end then; zero is no end.
+func (d *Devices) checkUntil(now, until time.Time) error {
+	if !until.IsZero() && !until.After(now) {
+		return fmt.Errorf("%s is in the past", until.Format(time.RFC3339))
 	}
-	return until, nil
+	if last := d.cfg.CA.Cert().NotAfter; until.After(last) {
+		return fmt.Errorf("%s is after the end of the device CA, %s", until.Format(time.DateOnly), last.Format(time.DateOnly))
+	}
+	return nil
+}
+
+// issue makes a device's certificate.
+func (d *Devices) issue(pub crypto.PublicKey, name string, now, until time.Time) (*x509.Certificate, error) {
+	return d.cfg.CA.Issue(pub, pki.Grant{Profile: pki.Device, Name: name, NotAfter: d.lasts(now, until), CRLURL: d.cfg.CRLURL})
+}
+
+// lasts returns when a certificate ends that is issued now. That of a guest
+// lives as long as any other: Check knows when the guest's time is over, and
+// only so can the owner give it more without a new certificate.
+func (d *Devices) lasts(now, until time.Time) time.Time {
+	end := now.Add(d.cfg.Lifetime)
+	if until.After(end) {
+		end = until
+	}
+	if last := d.cfg.CA.Cert().NotAfter; end.After(last) {
+		end = last
+	}
+	return end
 }
 
 // wholeSeconds is how times are recorded: as certificates can say them.

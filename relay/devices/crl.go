@@ -20,21 +20,35 @@ const (
 	listedAfter = retained           // how long a certificate stays listed after its end: readers' clocks lag
 )
 
+// certificateHold is the reason of an entry that may be lifted again (RFC 5280,
+// 5.3.1).
+const certificateHold = 6
+
 // A revocationList is one that was signed, and what it was made from.
 type revocationList struct {
-	der     []byte
-	made    time.Time
-	snap    *snapshot
-	revoked []x509.RevocationListEntry
+	der  []byte
+	made time.Time
+	next time.Time // when it says that the next one comes
+	snap *snapshot
+	listing
 }
 
-// CRL returns the list (DER) of revoked device certificates, for verifiers
-// that cannot ask Check. Its number rises with every list, also over restarts.
-// The list is kept until a revocation changes it or a day has passed. It is
-// shared: do not change it.
+// A listing is what belongs on a list from since on and before until, when the
+// next guest's time is over; zero: since ever, for ever.
+type listing struct {
+	entries      []x509.RevocationListEntry // in order of serial number
+	since, until time.Time
+}
+
+// CRL returns the list (DER) of device certificates that are not to be
+// believed, for verifiers that cannot ask Check: revoked ones, and on hold
+// (certificateHold) those of guests whose time is over, which Change may let in
+// again. Its number rises with every list, also over restarts. The list is kept
+// until something of it changes or a day has passed. It is shared: do not
+// change it.
 //
-// It knows revocations only. A guest whose end was moved forward by Change is
-// not on it until its certificate is revoked.
+// A list names as its next update the moment when the next guest's time is
+// over, if that is within a week: who reads it looks again then.
 func (d *Devices) CRL(now time.Time) ([]byte, error) {
 	now = d.latest(now)
 	if l := d.crl.Load(); l != nil && l.snap == d.current.Load() && l.fresh(now) {
@@ -50,7 +64,11 @@ func (d *Devices) CRL(now time.Time) ([]byte, error) {
 	return l.der, nil
 }
 
-func (l *revocationList) fresh(now time.Time) bool { return now.Sub(l.made).Abs() < listEvery }
+// fresh reports whether a list may still be true, as far as that depends on
+// the time. It may go back, too: see ResetClock.
+func (l *revocationList) fresh(now time.Time) bool {
+	return now.Sub(l.made).Abs() < listEvery && !now.Before(l.since) && now.Before(l.next)
+}
 
 // list returns the last list when it is still true, and a new one otherwise.
 // The caller has the turn.
@@ -58,35 +76,55 @@ func (d *Devices) list(now time.Time) (*revocationList, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), listWait)
 	defer cancel()
 	snap := d.current.Load()
-	revoked := snap.revoked(now)
-	if l := d.crl.Load(); l != nil && l.fresh(now) && slices.EqualFunc(l.revoked, revoked, sameEntry) {
-		return &revocationList{der: l.der, made: l.made, snap: snap, revoked: revoked}, nil
+	is := snap.listing(now)
+	if l := d.crl.Load(); l != nil && l.fresh(now) && (is.until.IsZero() || !l.next.After(is.until)) && slices.EqualFunc(l.entries, is.entries, sameEntry) {
+		return &revocationList{der: l.der, made: l.made, next: l.next, snap: snap, listing: is}, nil
+	}
+	next := now.Add(listLife)
+	if !is.until.IsZero() && is.until.Before(next) {
+		next = is.until
 	}
 	number, err := d.nextNumber(ctx, now)
 	if err != nil {
 		return nil, err
 	}
-	der, err := d.cfg.CA.RevocationList(revoked, number, now, now.Add(listLife))
+	der, err := d.cfg.CA.RevocationList(is.entries, number, now, next)
 	if err != nil {
 		return nil, err
 	}
-	return &revocationList{der: der, made: now, snap: snap, revoked: revoked}, nil
+	return &revocationList{der: der, made: now, next: next, snap: snap, listing: is}, nil
 }
 
 func sameEntry(a, b x509.RevocationListEntry) bool {
-	return a.SerialNumber.Cmp(b.SerialNumber) == 0 && a.RevocationTime.Equal(b.RevocationTime)
+	return a.SerialNumber.Cmp(b.SerialNumber) == 0 && a.RevocationTime.Equal(b.RevocationTime) && a.ReasonCode == b.ReasonCode
 }
 
-// revoked returns what belongs on a list, in order of serial number.
-func (s *snapshot) revoked(now time.Time) []x509.RevocationListEntry {
-	var list []x509.RevocationListEntry
+// listing returns what belongs on a list now. An end that the certificate says
+// itself needs no list.
+func (s *snapshot) listing(now time.Time) (l listing) {
 	for _, e := range s.byCert {
-		if e.Revoked && e.trusted && now.Before(e.NotAfter.Add(listedAfter)) {
-			list = append(list, x509.RevocationListEntry{SerialNumber: e.cert.SerialNumber, RevocationTime: e.RevokedAt})
+		entry := x509.RevocationListEntry{SerialNumber: e.cert.SerialNumber, RevocationTime: e.RevokedAt}
+		switch {
+		case !e.trusted || !now.Before(e.NotAfter.Add(listedAfter)):
+			continue
+		case e.Revoked:
+		case e.Until.IsZero() || !e.Until.Before(e.NotAfter):
+			continue
+		case now.Before(e.Until):
+			if l.until.IsZero() || e.Until.Before(l.until) {
+				l.until = e.Until
+			}
+			continue
+		default:
+			entry.RevocationTime, entry.ReasonCode = e.Until, certificateHold
+			if e.Until.After(l.since) {
+				l.since = e.Until
+			}
 		}
+		l.entries = append(l.entries, entry)
 	}
-	slices.SortFunc(list, func(a, b x509.RevocationListEntry) int { return a.SerialNumber.Cmp(b.SerialNumber) })
-	return list
+	slices.SortFunc(l.entries, func(a, b x509.RevocationListEntry) int { return a.SerialNumber.Cmp(b.SerialNumber) })
+	return l
 }
 
 // nextNumber takes the next number, on disk before it is used. It is at least

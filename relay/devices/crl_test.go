@@ -191,8 +191,15 @@ func TestCRLForOpenSSL(t *testing.T) {
 		t.Skip("openssl is not installed")
 	}
 	ca := must(pki.NewAuthority("device", nil)) // by the real clock: openssl goes by it
-	cfg := Config{Store: config(t).Store, CA: ca, Domain: "example.org", CRLURL: "http://enroll.example.org/crl"}
+	var ago time.Duration
+	now := func() time.Time { return time.Now().Add(-ago) }
+	cfg := Config{Store: config(t).Store, CA: ca, Domain: "example.org", CRLURL: "http://enroll.example.org/crl", Now: now}
+	ago = time.Hour // for guests whose time is over
 	d := open(t, cfg)
+	_, over := addGuest(t, d, "over", now().Add(time.Minute))
+	_, again := addGuest(t, d, "again", now().Add(time.Minute))
+	ago = 0
+	setEnd(t, d, "again", now().Add(time.Hour).Truncate(time.Second))
 	_, bad := add(t, d, "bad")
 	_, good := add(t, d, "good")
 	if len(good.CRLDistributionPoints) != 1 || good.CRLDistributionPoints[0] != cfg.CRLURL {
@@ -223,10 +230,14 @@ func TestCRLForOpenSSL(t *testing.T) {
 		t.Fatalf("openssl crl: %v", err)
 	}
 	crlFile := write("list.pem", crl)
-	for cert, want := range map[*x509.Certificate]bool{bad: false, good: true} {
+	for cert, want := range map[*x509.Certificate]bool{bad: false, good: true, over: false, again: true} {
 		out, err := exec.Command(openssl, "verify", "-purpose", "sslclient", "-crl_check", "-CAfile", caFile, "-CRLfile", crlFile, write("leaf.pem", pki.EncodeCert(cert))).CombinedOutput()
 		if (err == nil) != want || !want && !bytes.Contains(out, []byte("revoked")) {
 			t.Errorf("openssl verify: %v, want good %v\n%s", err, want, out)
 		}
+	}
+	text, err := exec.Command(openssl, "crl", "-in", crlFile, "-noout", "-text").Output()
+	if err != nil || bytes.Count(text, []byte("Certificate Hold")) != 1 {
+		t.Errorf("openssl crl: %v\n%s", err, text)
 	}
 }

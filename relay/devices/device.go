@@ -16,7 +16,7 @@ type Device struct {
 	Admin     bool      `json:"admin,omitempty"`  // may use the dashboard at the admin host
 	Created   time.Time `json:"created"`
 	NotAfter  time.Time `json:"not_after,omitzero"` // end of the certificate; zero for tokens
-	Until     time.Time `json:"until,omitzero"`     // end of its rights; zero: only the certificate ends
+	Until     time.Time `json:"until,omitzero"`     // end of its rights, which Change moves; zero: only the certificate ends
 	LastSeen  time.Time `json:"last_seen,omitzero"` // to the minute after a restart
 	RevokedAt time.Time `json:"revoked_at,omitzero"`
 	Revoked   bool      `json:"revoked"`

@@ -188,20 +188,6 @@ func TestAddRefuses(t *testing.T) {
 	}
 }
 
-func TestUntil(t *testing.T) {
-	d := open(t, config(t))
-	end := today.Add(48 * time.Hour)
-	dev, cert, err := d.Add(t.Context(), Grant{Name: "guest", Key: newPublic(t), Until: end})
-	if err != nil {
-		t.Fatal(err)
-	}
-	check(t, d, cert, "ha.example.org", end, Allowed)
-	check(t, d, cert, "ha.example.org", end.Add(time.Second), DeniedExpired)
-	if dev.Until != end || !dev.Ends().Equal(end) || !cert.NotAfter.Equal(end) {
-		t.Errorf("a guest until %v got %+v, certificate until %v", end, dev, cert.NotAfter)
-	}
-}
-
 func TestHosts(t *testing.T) {
 	d := open(t, config(t))
 	dev, cert := add(t, d, "guest", "HA.example.org.", "*.alice.example.org", "ha", "Photos")

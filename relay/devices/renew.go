@@ -9,8 +9,6 @@ import (
 	"fmt"
 	"slices"
 	"time"
-
-	"github.com/sallyport/sallyport/protocol/pki"
 )
 
 // ErrNotAllowed is Renew's answer to a certificate that does not come in
@@ -23,9 +21,9 @@ const maxLive = 5
 
 // Renew issues the next certificate of a device that shows its present one.
 // The caller has verified that the peer holds old's key. The new one has the
-// same name and rights; an end that the owner set does not move. The old one
-// works on until its own end, so that a renewal that fails half way locks
-// nobody out; Revoke takes all of them.
+// same name and rights; an end that the owner set does not move, though the
+// certificate lives its full time. The old one works on until its own end, so
+// that a renewal that fails half way locks nobody out; Revoke takes all of them.
 //
 // No more than five generations are live. When there are more, the oldest whose
 // successor was seen is revoked, or else the oldest that was never seen itself:
@@ -50,18 +48,18 @@ func (d *Devices) renewable(old *x509.Certificate) (*entry, error) {
 	}
 	e := d.current.Load().byCert[sha256.Sum256(old.Raw)]
 	if denial := d.judge(e, d.cfg.Now()); denial != Allowed {
-		return nil, fmt.Errorf("%w, this one is %s\nAsk the owner for a new link: sallyport device add", ErrNotAllowed, denial)
+		hint := "for a new link: sallyport device add"
+		if denial == DeniedExpired && !d.now().After(e.NotAfter) { // its time is over, and not its certificate
+			hint = fmt.Sprintf("for more time: sallyport device set %s --until …", e.Name)
+		}
+		return nil, fmt.Errorf("%w, this one is %s\nAsk the owner %s", ErrNotAllowed, denial, hint)
 	}
 	return e, nil
 }
 
 func (d *Devices) renew(ctx context.Context, old *entry, pub crypto.PublicKey) (Device, *x509.Certificate, error) {
 	now := d.now()
-	end := now.Add(d.cfg.Lifetime)
-	if !old.Until.IsZero() && old.Until.Before(end) {
-		end = old.Until
-	}
-	cert, err := d.cfg.CA.Issue(pub, pki.Grant{Profile: pki.Device, Name: old.Name, NotAfter: end, CRLURL: d.cfg.CRLURL})
+	cert, err := d.issue(pub, old.Name, now, old.Until)
 	if err != nil {
 		return Device{}, nil, err
 	}
@@ -128,8 +126,8 @@ func (d *Devices) wasSeen(id string) bool {
 const renewLast = 30 * 24 * time.Hour
 
 // DueForRenewal reports whether a device should be led to the renewal page
-// now. Not when a newer certificate of it has been seen, not when renewing
-// would change nothing because the owner set the end, and never for tokens.
+// now. Not when a newer certificate of it has been seen, not when the owner set
+// an end that this certificate reaches, and never for tokens.
 func (d *Devices) DueForRenewal(dev Device, now time.Time) bool {
 	snap := d.current.Load()
 	e := snap.byID[dev.ID]

@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -94,6 +95,7 @@ func TestRenew(t *testing.T) {
 func TestRenewRefuses(t *testing.T) {
 	c := newClock()
 	cfg := configAt(t, c)
+	expired := oldGuest(t, cfg, 2, "expired", today.Add(time.Hour))
 	d := open(t, cfg)
 	key := newPublic(t)
 	_, good, err := d.Add(t.Context(), Grant{Name: "good", Key: key})
@@ -104,15 +106,10 @@ func TestRenewRefuses(t *testing.T) {
 	if _, err := d.Revoke(t.Context(), "revoked"); err != nil {
 		t.Fatal(err)
 	}
-	_, guest, err := d.Add(t.Context(), Grant{Name: "guest", Key: newPublic(t), Until: today.Add(time.Hour)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, ended := add(t, d, "ended")
 	soon := today.Add(time.Hour)
-	if _, err := d.Change(t.Context(), "ended", Change{Until: &soon}); err != nil {
-		t.Fatal(err)
-	}
+	_, guest := addGuest(t, d, "guest", soon)
+	_, ended := add(t, d, "ended")
+	setEnd(t, d, "ended", soon)
 	unrecorded, err := cfg.CA.Issue(newPublic(t), pki.Grant{Profile: pki.Device, Name: "good"})
 	if err != nil {
 		t.Fatal(err)
@@ -123,7 +120,7 @@ func TestRenewRefuses(t *testing.T) {
 	}
 	c.skip(2 * time.Hour)
 	for name, old := range map[string]*x509.Certificate{
-		"none": nil, "the CA": cfg.CA.Cert(), "revoked": revoked, "expired": guest, "past its end": ended,
+		"none": nil, "the CA": cfg.CA.Cert(), "revoked": revoked, "expired": expired, "past a guest's end": guest, "past its end": ended,
 		"signed but not recorded": unrecorded, "of another CA": foreign,
 	} {
 		fresh := newPublic(t)
@@ -143,8 +140,8 @@ func TestRenewRefuses(t *testing.T) {
 	if _, _, err := d.Renew(t.Context(), good, cfg.CA.Cert().PublicKey); err == nil {
 		t.Error("renewed with the CA's key")
 	}
-	if n := len(d.List()); n != 4 {
-		t.Errorf("%d devices after refusals, want 4", n)
+	if n := len(d.List()); n != 5 {
+		t.Errorf("%d devices after refusals, want 5", n)
 	}
 }
 
@@ -172,42 +169,6 @@ func TestRenewAfterRevokeElsewhere(t *testing.T) {
 	}
 	if _, _, err := b.Renew(t.Context(), cert, newPublic(t)); !errors.Is(err, ErrNotAllowed) {
 		t.Errorf("a revoked device renewed: %v", err)
-	}
-}
-
-// TestRenewKeepsTheGuestsEnd also for certificates of version 1, which did not
-// write down that the owner had set an end.
-func TestRenewKeepsTheGuestsEnd(t *testing.T) {
-	end := today.Add(48 * time.Hour)
-	for _, version := range []string{"2", "1"} {
-		c := newClock()
-		cfg := configAt(t, c)
-		d := open(t, cfg)
-		_, guest, err := d.Add(t.Context(), Grant{Name: "anna-phone", Key: newPublic(t), Until: end})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if version == "1" {
-			e := entryOf(t, cfg.Store)
-			v1 := strings.Replace(string(e.Value), `"v":2`, `"v":1`, 1)
-			v1 = strings.Replace(v1, `"until":"`+end.Format(time.RFC3339)+`",`, "", 1)
-			if strings.Contains(v1, "until") {
-				t.Fatal(v1)
-			}
-			put(t, cfg.Store, e, v1)
-			d = open(t, cfg)
-		}
-		c.skip(47 * time.Hour)
-		dev, cert := renew(t, d, guest)
-		if cert.NotAfter.After(end) || !dev.Until.Equal(end) {
-			t.Errorf("version %s: renewed until %v, %v; the owner said %v", version, dev.Until, cert.NotAfter, end)
-		}
-		_, cert = renew(t, d, cert)
-		c.skip(2 * time.Hour)
-		check(t, d, cert, "ha.example.org", c.time(), DeniedExpired)
-		if _, _, err := d.Renew(t.Context(), cert, newPublic(t)); err == nil {
-			t.Errorf("version %s: renewed after the end", version)
-		}
 	}
 }
 
@@ -292,7 +253,7 @@ func TestRenewOftenInUse(t *testing.T) {
 			t.Errorf("generation %d: OnRevoke was told %d times", i, told.count(id))
 		}
 	}
-	if n := len(d.current.Load().revoked(c.time())); n != len(ids)-maxLive+1 {
+	if n := len(d.current.Load().listing(c.time()).entries); n != len(ids)-maxLive+1 {
 		t.Errorf("%d are on the list of revoked ones", n)
 	}
 }
@@ -403,21 +364,16 @@ func TestDueForRenewal(t *testing.T) {
 	due(year, 335*day, true)
 	due(year, 365*day, true)
 	due(year, 366*day, false) // too late: it cannot renew
-	// An end that the owner set makes renewing pointless.
-	guest, _, err := d.Add(ctx, Grant{Name: "guest", Key: newPublic(t), Until: today.Add(100 * day)})
-	if err != nil {
-		t.Fatal(err)
+	// An end that the owner set makes renewing pointless, however near to the
+	// certificate's it is.
+	for _, end := range []time.Duration{100 * day, 350 * day, 365 * day} {
+		guest, _ := addGuest(t, d, fmt.Sprintf("guest%d", end/day), today.Add(end))
+		due(guest, end-time.Hour, false)
+		setEnd(t, d, "year", today.Add(end))
+		due(year, end-time.Hour, false)
 	}
-	due(guest, 99*day, false)
-	early := today.Add(300 * day)
-	if _, err := d.Change(ctx, "year", Change{Until: &early}); err != nil {
-		t.Fatal(err)
-	}
-	due(year, 299*day, false)
-	never := time.Time{}
-	if _, err := d.Change(ctx, "year", Change{Until: &never}); err != nil {
-		t.Fatal(err)
-	}
+	setEnd(t, d, "year", time.Time{})
+	due(year, 340*day, true)
 	// A successor counts once it was seen: until then it may never have arrived.
 	c.set(today.Add(340 * day))
 	next, _ := renew(t, d, yearCert)

@@ -13,13 +13,17 @@ import (
 // A Change is what Change does to a device's rights; nil leaves as it is.
 type Change struct {
 	Hosts *[]string  // as in Grant; of a token: the one host that it reaches
-	Until *time.Time // zero: no end but the certificate's
+	Until *time.Time // in the future, not after the certificate's end; zero: no end but that
 	Admin *bool      // certificates only
 }
 
 // Change gives a live device other rights, all its generations at once. It is
 // on disk and in force when Change returns; of an ID that lost rights, OnRevoke
-// has returned. An end that is later than the certificate's is refused.
+// has returned.
+//
+// The end of a guest's time moves back and forth as long as its certificate
+// lives, also when it has passed: then the guest is let in again. An end later
+// than the newest certificate's is refused: it would come sooner than said.
 func (d *Devices) Change(ctx context.Context, name string, c Change) (Device, error) {
 	dev, err := d.changeRights(ctx, name, c)
 	if err != nil {
@@ -108,13 +112,31 @@ func (d *Devices) checkChange(name string, live []*record, c Change) error {
 		return nil
 	}
 	newest := live[len(live)-1]
-	if end := newest.cert.NotAfter; c.Until.After(end) {
-		if !newest.Until.IsZero() && !newest.Until.Before(end) { // issued for that end, so that renewing does not move it
-			return fmt.Errorf("its certificate ends with its rights, on %s\nGive it a new one: sallyport device revoke %s, then add it again.", end.Format(time.RFC3339), name)
-		}
-		return fmt.Errorf("its certificate ends before that, on %s\nLet the device renew first, at its check page, then set the end again.", end.Format(time.RFC3339))
+	if c.Until.After(newest.cert.NotAfter) {
+		return d.tooLate(name, newest, *c.Until)
 	}
 	return nil
+}
+
+// tooLate says what to do where an end is wanted that the newest certificate
+// does not reach. Renewing is the answer only for a device that can, and where
+// the next certificate reaches further.
+func (d *Devices) tooLate(name string, newest *record, until time.Time) error {
+	now, end := d.now(), newest.cert.NotAfter
+	if err := d.checkUntil(now, until); err != nil {
+		return err
+	}
+	const say = time.RFC3339
+	anew := fmt.Sprintf("give it a new certificate: sallyport device revoke %s, then add it again.", name)
+	switch next := d.lasts(now, newest.Until); {
+	case now.After(end):
+		return fmt.Errorf("its certificate ended on %s\nIt cannot be renewed any more; %s", end.Format(say), anew)
+	case until.After(next):
+		return fmt.Errorf("its certificate ends before that, on %s, and renewed now it would end on %s\nSet an earlier end, or %s", end.Format(say), next.Format(say), anew)
+	case now.After(newest.end()):
+		return fmt.Errorf("its certificate ends before that, on %s\nIts time is over, so that it cannot renew: set an end before that first, let it renew at its check page, then set this one.", end.Format(say))
+	}
+	return fmt.Errorf("its certificate ends before that, on %s\nLet the device renew first, at its check page, then set the end again.", end.Format(say))
 }
 
 // rights are what a live device may, for comparison.

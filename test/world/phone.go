@@ -50,7 +50,7 @@ func (r *Relay) Phone(name string) *Phone {
 	return r.PhoneUntil(name, time.Time{})
 }
 
-// PhoneUntil makes a phone whose certificate ends then.
+// PhoneUntil makes a phone whose rights end then.
 func (r *Relay) PhoneUntil(name string, until time.Time) *Phone {
 	r.w.T.Helper()
 	p := r.Stranger()
