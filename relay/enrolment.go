@@ -187,8 +187,14 @@ func (r *Relay) issuedDevice(_ context.Context, keyID string) (*x509.Certificate
 }
 
 func (r *Relay) deviceAdded(d devices.Device) {
-	r.event("device.added", slog.String("device", d.Name), slog.String("id", d.ID), slog.Any("hosts", d.Hosts),
-		slog.Time("not_after", d.NotAfter), slog.Bool("admin", d.Admin))
+	attrs := []slog.Attr{
+		slog.String("device", d.Name), slog.String("id", d.ID), slog.Any("hosts", d.Hosts),
+		slog.Time("not_after", d.NotAfter), slog.Bool("admin", d.Admin),
+	}
+	if !d.Until.IsZero() {
+		attrs = append(attrs, slog.Time("until", d.Until))
+	}
+	r.event("device.added", attrs...)
 }
 
 // renewDevice gives a device that the door let in a certificate for a new key.

@@ -28,7 +28,7 @@ const certificateHold = 6
 type revocationList struct {
 	der  []byte
 	made time.Time
-	next time.Time // when it says that the next one comes
+	next time.Time // when another one is due
 	snap *snapshot
 	listing
 }
@@ -47,8 +47,8 @@ type listing struct {
 // until something of it changes or a day has passed. It is shared: do not
 // change it.
 //
-// A list names as its next update the moment when the next guest's time is
-// over, if that is within a week: who reads it looks again then.
+// A list stays good for a week, though another may be due before: at the
+// latest when the next guest's time is over.
 func (d *Devices) CRL(now time.Time) ([]byte, error) {
 	now = d.latest(now)
 	if l := d.crl.Load(); l != nil && l.snap == d.current.Load() && l.fresh(now) {
@@ -80,7 +80,10 @@ func (d *Devices) list(now time.Time) (*revocationList, error) {
 	if l := d.crl.Load(); l != nil && l.fresh(now) && (is.until.IsZero() || !l.next.After(is.until)) && slices.EqualFunc(l.entries, is.entries, sameEntry) {
 		return &revocationList{der: l.der, made: l.made, next: l.next, snap: snap, listing: is}, nil
 	}
-	next := now.Add(listLife)
+	// Promised for a week in any case: readers that take a list past its next
+	// update for none would refuse everybody when one guest's time is over.
+	promised := now.Add(listLife)
+	next := promised
 	if !is.until.IsZero() && is.until.Before(next) {
 		next = is.until
 	}
@@ -88,7 +91,7 @@ func (d *Devices) list(now time.Time) (*revocationList, error) {
 	if err != nil {
 		return nil, err
 	}
-	der, err := d.cfg.CA.RevocationList(is.entries, number, now, next)
+	der, err := d.cfg.CA.RevocationList(is.entries, number, now, promised)
 	if err != nil {
 		return nil, err
 	}

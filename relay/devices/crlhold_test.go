@@ -33,8 +33,8 @@ func TestCRLHolds(t *testing.T) {
 	d = open(t, cfg)
 	l := list(t, d, c.time())
 	listed(t, l)
-	if !l.NextUpdate.Equal(end) {
-		t.Errorf("the next list comes %v, the guest goes %v", l.NextUpdate, end)
+	if !due(d).Equal(end) {
+		t.Errorf("the next list comes %v, the guest goes %v", due(d), end)
 	}
 	c.set(end.Add(-time.Second))
 	if again := list(t, d, c.time()); !bytes.Equal(again.Raw, l.Raw) {
@@ -53,8 +53,8 @@ func TestCRLHolds(t *testing.T) {
 	c.set(end)
 	l = fresh()
 	held(t, l, end, first, second)
-	if !l.NextUpdate.Equal(c.time().Add(listLife)) {
-		t.Errorf("nobody else is a guest, and the next list comes %v", l.NextUpdate)
+	if !due(d).Equal(c.time().Add(listLife)) {
+		t.Errorf("nobody else is a guest, and the next list comes %v", due(d))
 	}
 	held(t, list(t, open(t, cfg), c.time()), end, first, second)
 
@@ -67,8 +67,8 @@ func TestCRLHolds(t *testing.T) {
 	last = l.Number
 	l = fresh()
 	listed(t, l)
-	if !l.NextUpdate.Equal(later) {
-		t.Errorf("the next list comes %v, the guest goes %v", l.NextUpdate, later)
+	if !due(d).Equal(later) {
+		t.Errorf("the next list comes %v, the guest goes %v", due(d), later)
 	}
 	c.set(later.Add(time.Minute))
 	held(t, fresh(), later, first, second)
@@ -91,16 +91,22 @@ func TestCRLHolds(t *testing.T) {
 	}
 }
 
-// TestCRLNextUpdate: a list never promises to hold longer than the next guest
-// stays, also where nothing else changed.
+// due is when another list than the present one is made.
+func due(d *Devices) time.Time { return d.crl.Load().next }
+
+// TestCRLNextUpdate: a list is replaced when the next guest's time is over, also
+// where nothing else changed, and stays good for readers who come later.
 func TestCRLNextUpdate(t *testing.T) {
 	c := newClock()
 	d := open(t, configAt(t, c))
 	next := func(want time.Time) (number string) {
 		t.Helper()
 		l := list(t, d, c.time())
-		if !l.NextUpdate.Equal(want) {
-			t.Errorf("the next list comes %v, want %v", l.NextUpdate, want)
+		if !due(d).Equal(want) {
+			t.Errorf("the next list comes %v, want %v", due(d), want)
+		}
+		if left := l.NextUpdate.Sub(c.time()); left < listLife-listEvery {
+			t.Errorf("the list is good for %v only: readers would refuse everybody", left)
 		}
 		return l.Number.String()
 	}
@@ -161,8 +167,9 @@ func TestCRLHoldsElsewhere(t *testing.T) {
 		end := today.Add(time.Hour)
 		_, cert := addGuest(t, d, "guest", end)
 		synctest.Wait()
-		if l := list(t, other, c.time()); !l.NextUpdate.Equal(end) {
-			t.Errorf("the next list comes %v", l.NextUpdate)
+		list(t, other, c.time())
+		if !due(other).Equal(end) {
+			t.Errorf("the next list comes %v", due(other))
 		}
 		c.skip(2 * time.Hour)
 		held(t, list(t, other, c.time()), end, cert)
@@ -190,7 +197,7 @@ func TestCRLAfterResetClock(t *testing.T) {
 	}
 	l := list(t, d, c.time())
 	held(t, l, past, gone)
-	if !l.NextUpdate.Equal(end) {
-		t.Errorf("the next list comes %v", l.NextUpdate)
+	if !due(d).Equal(end) {
+		t.Errorf("the next list comes %v", due(d))
 	}
 }
