@@ -221,7 +221,7 @@ func renewOnce(ctx context.Context, out goio.Writer, dir, address string, force 
 	case did:
 		fmt.Fprintf(out, "%s is renewed, valid until %s\n", d.Name, end)
 	case now.After(d.RenewAt()):
-		fmt.Fprintf(out, "%s is valid until %s; it is a guest's, which the relay does not extend\n", d.Name, end)
+		fmt.Fprintf(out, "%s is valid until %s; the relay has none for it that lasts longer\n", d.Name, end)
 	default:
 		fmt.Fprintf(out, "%s is valid until %s; renewal is not due before %s\n", d.Name, end, moment(d.RenewAt()))
 	}

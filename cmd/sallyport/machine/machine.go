@@ -165,7 +165,7 @@ func (d *Device) RenewAt() time.Time {
 }
 
 // Due reports whether it is time to renew, and whether that could bring
-// anything: the relay does not extend a guest's time.
+// anything: near the end of the device CA, no certificate lasts longer.
 func (d *Device) Due(now time.Time) bool {
 	return !now.Before(d.RenewAt()) && !d.record.LastEnd.Equal(d.Cert.NotAfter)
 }

@@ -30,7 +30,7 @@ func (p *Pages) Denied(w http.ResponseWriter, r *http.Request, denial string) {
 		data.Detail = "On iPhone and iPad only Safari can show a certificate."
 	case door.DeniedExpired:
 		data.Title = "The certificate of this device has expired"
-		data.Text = []string{"It worked once, and its time is over. Nothing is lost: the device only needs a new one."}
+		data.Text = []string{"It worked once, and its time is over. Nothing is lost: the owner can give a guest more time, and any other device needs a new one."}
 		data.Steps = []string{
 			p.howToEnrol(),
 			"Did you renew it already? Close the browser completely, open this page again and choose the newer one.",

@@ -26,6 +26,11 @@ func TestSelfTest(t *testing.T) {
 	if got := says(rec.Body); rec.Code != 200 || !strings.Contains(got, "<h1>Certificate seen: anna-phone</h1>") || !strings.Contains(got, end) || strings.Contains(got, "/renew") {
 		t.Errorf("%d %s", rec.Code, got)
 	}
+	w.device.Until = w.device.Cert.NotAfter.Add(-time.Hour)
+	if got := says(call(w.check(), "GET", "/", "").Body); !strings.Contains(got, "lets it in until "+w.device.Until.UTC().Format(day+", 15:04 UTC")) {
+		t.Errorf("a guest is told: %s", got)
+	}
+	w.device.Until = time.Time{}
 	w.pages.cfg.Now = func() time.Time { return w.device.Cert.NotAfter.AddDate(0, 0, -29) }
 	if got := says(call(w.check(), "GET", "/", "").Body); !strings.Contains(got, `href="/renew"`) || !strings.Contains(got, "ends soon, on "+end) {
 		t.Errorf("29 days before the end: %s", got)

@@ -37,6 +37,9 @@ func (p *Pages) selfTest(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	data.Detail = "The certificate is valid until " + d.Cert.NotAfter.UTC().Format(day) + "."
+	if guest := d.Until; !guest.IsZero() && guest.Before(d.Cert.NotAfter) {
+		data.Detail = "The owner lets it in until " + guest.UTC().Format(day+", 15:04 UTC") + "."
+	}
 	if p.cfg.Due(d) {
 		data.Text = append(data.Text, "Its certificate ends soon, on "+d.Cert.NotAfter.UTC().Format(day)+". Renew it now, while the old one still works.")
 		data.Detail = ""
