@@ -95,7 +95,7 @@ func doorDevice(d devices.Device, leaf *x509.Certificate) door.Device {
 	return door.Device{ID: d.ID, Name: d.Name, Cert: leaf, Until: d.Until, Path: d.Path, Admin: d.Admin}
 }
 
-// denied is what a visitor of an ask host sees who may not come in.
+// deniedPage is what a visitor of an ask host sees who may not come in.
 func (r *Relay) deniedPage(w http.ResponseWriter, req *http.Request, denial string) {
 	r.enrolment.pages.Denied(w, req, denial)
 }

@@ -130,21 +130,11 @@ func (p *publicCerts) lacks(host string) (home, owner string) {
 			return lack, lack
 		}
 	case p.acme != nil:
-		if st := p.status(host); st.Problem != "" {
+		if st, ok := p.acme.HostStatus(host); ok && st.Problem != "" {
 			return host + ": " + st.Public, fmt.Sprintf("%s: %s; %s", host, st.Problem, st.Fix)
 		}
 	}
 	return "", ""
-}
-
-// status is what is known of a host's certificate by ACME.
-func (p *publicCerts) status(host string) certs.CertStatus {
-	for _, st := range p.acme.Status() {
-		if st.Host == host {
-			return st
-		}
-	}
-	return certs.CertStatus{Host: host}
 }
 
 // list says how the certificate of each host stands.

@@ -4,6 +4,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -161,6 +162,24 @@ func TestAgentAddress(t *testing.T) {
 		}
 		if got := tt.conf.agentAddress(a); got != tt.want {
 			t.Errorf("%+v on %s: got %s, want %s", tt.conf, tt.bound, got, tt.want)
+		}
+	}
+}
+
+// The dashboard's plain port is for this machine alone (DESIGN §6.14).
+func TestDashboardOnLoopbackOnly(t *testing.T) {
+	problem := func(addr string) bool {
+		c := Config{DataDir: "x", Domain: "x.test", AdminListen: addr}
+		return slices.ContainsFunc(c.Check(), func(p Problem) bool { return p.Key == "admin_listen" })
+	}
+	for _, addr := range []string{":9080", "0.0.0.0:9080", "[::]:9080", "192.0.2.1:9080", "nonsense"} {
+		if !problem(addr) {
+			t.Errorf("%q is accepted", addr)
+		}
+	}
+	for _, addr := range []string{"127.0.0.1:9080", "[::1]:9080", "localhost:9080", ""} {
+		if problem(addr) {
+			t.Errorf("%q is refused", addr)
 		}
 	}
 }

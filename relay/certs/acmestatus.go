@@ -32,26 +32,40 @@ func (a *ACME) Status() []CertStatus {
 	defer a.mu.Unlock()
 	list := make([]CertStatus, 0, len(a.hosts))
 	for _, m := range a.hosts {
-		st := CertStatus{Host: m.name, Problem: m.problem, Fix: m.fix, Next: m.due, State: StateOK}
-		switch {
-		case m.refused:
-			st.State = StateRefused
-		case m.problem != "":
-			st.State = StateFailing
-		case m.cert == nil:
-			st.State = StateIssuing
-		}
-		st.Public = m.public(a.config.Now())
-		if m.cert != nil {
-			st.NotAfter, st.Issuer = m.cert.Leaf.NotAfter, issuerName(m.cert.Leaf)
-			if m.problem == "" {
-				st.Next = m.renewAt() // what comes before is only a look at the CA's advice
-			}
-		}
-		list = append(list, st)
+		list = append(list, m.status(a.config.Now()))
 	}
 	slices.SortFunc(list, func(x, y CertStatus) int { return cmp.Compare(x.Host, y.Host) })
 	return list
+}
+
+// HostStatus is Status of one host, as SetHosts named it; false: it did not.
+func (a *ACME) HostStatus(host string) (CertStatus, bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	m, ok := a.hosts[host]
+	if !ok {
+		return CertStatus{}, false
+	}
+	return m.status(a.config.Now()), true
+}
+
+func (m *managed) status(now time.Time) CertStatus {
+	st := CertStatus{Host: m.name, Problem: m.problem, Fix: m.fix, Next: m.due, State: StateOK, Public: m.public(now)}
+	switch {
+	case m.refused:
+		st.State = StateRefused
+	case m.problem != "":
+		st.State = StateFailing
+	case m.cert == nil:
+		st.State = StateIssuing
+	}
+	if m.cert != nil {
+		st.NotAfter, st.Issuer = m.cert.Leaf.NotAfter, issuerName(m.cert.Leaf)
+		if m.problem == "" {
+			st.Next = m.renewAt() // what comes before is only a look at the CA's advice
+		}
+	}
+	return st
 }
 
 // public is the problem for homes. What probes and the CA said is not theirs:

@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"net/http"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -85,5 +86,57 @@ func TestAdminHost(t *testing.T) {
 		change(w, r, "anna", admin.DeviceChange{Admin: &no})
 		allCut(t, []*world.Watch{live}, changed, time.Second)
 		shut(p, "a device that is no admin any more opened the dashboard")
+	})
+}
+
+// From afar an administrator changes no administrator, not even itself; and the
+// links that it made end with it.
+func TestAdminFromAfar(t *testing.T) {
+	world.Run(t, func(w *world.World) {
+		r, _, p := standard(w)
+		r.Stop()
+		r.Config = func(c *relay.Config) { c.AdminHost = true }
+		r.Start()
+		yes, until := true, w.Now().Add(2*time.Hour)
+		change(w, r, "anna", admin.DeviceChange{Admin: &yes, Until: &until})
+		send := func(path string, form url.Values) int {
+			t.Helper()
+			client := p.Client(true)
+			defer client.CloseIdleConnections()
+			res, err := client.PostForm(adminURL+path, form)
+			if err != nil {
+				t.Fatal(err)
+			}
+			res.Body.Close()
+			return res.StatusCode
+		}
+		send("devices/anna/change", url.Values{"until": {"none"}})
+		var l struct{ Devices []admin.Device }
+		if err := r.Admin("devices", nil, &l); err != nil {
+			t.Fatal(err)
+		}
+		if len(l.Devices) != 1 || l.Devices[0].Until.IsZero() {
+			t.Errorf("an administrator gave itself more time: %+v", l.Devices)
+		}
+		invites := func() (list []admin.WaitingInvite) {
+			t.Helper()
+			var l struct{ Invites []admin.WaitingInvite }
+			if err := r.Admin("invites", nil, &l); err != nil {
+				t.Fatal(err)
+			}
+			return l.Invites
+		}
+		if code := send("invite", url.Values{"name": {"friend"}, "ttl": {"1h"}}); code >= 400 || len(invites()) != 1 || invites()[0].By != "anna" {
+			t.Fatalf("an administrator invites: %d, %+v", code, invites())
+		}
+		r.Revoke("anna")
+		if left := invites(); len(left) != 0 {
+			t.Errorf("links of a revoked administrator still open the door: %+v", left)
+		}
+		for _, host := range []string{"check", "enroll", "admin"} {
+			if err := r.Admin("token-devices", admin.TokenDeviceRequest{Name: "tv", Host: host}, nil); err == nil {
+				t.Errorf("a token was made for %s, the relay's own host", host)
+			}
+		}
 	})
 }
