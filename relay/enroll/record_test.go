@@ -8,10 +8,12 @@ import (
 	"testing"
 	"time"
 	"unicode/utf8"
+
+	"github.com/sallyport/sallyport/protocol/words"
 )
 
 func TestWords(t *testing.T) {
-	list := strings.Fields(wordList)
+	list := words.List()
 	if len(list) != 256 {
 		t.Fatalf("%d words", len(list))
 	}
@@ -92,7 +94,7 @@ func FuzzDecode(f *testing.F) {
 		}
 		if r, err := decodeRequest(key, value, 1); err == nil {
 			v := r.view(today)
-			if v.ID != key || !validName(v.Name) || len(strings.Fields(v.Words)) != wordCount || v.State == stateApproved {
+			if v.ID != key || !validName(v.Name) || len(strings.Fields(v.Words)) != words.Count || v.State == stateApproved {
 				t.Errorf("read %+v", v)
 			}
 			roundTrip(t, r)
