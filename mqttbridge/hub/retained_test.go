@@ -1,0 +1,95 @@
+package hub
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/mochi-mqtt/server/v2/packets"
+)
+
+// What is retained has bounds: of all, and of one device, so that it cannot
+// take the others' room.
+func TestRetainedLimits(t *testing.T) {
+	s := newRetainedSet()
+	put := func(device, topic, payload string) error {
+		m := &message{topic: topic, payload: []byte(payload), retain: true, sender: sender{device: device}}
+		if err := s.room(m); err != nil {
+			return err
+		}
+		s.set(m)
+		return nil
+	}
+	for i := range maxRetainedPerDevice {
+		if err := put("anna", fmt.Sprint("a/", i), "x"); err != nil {
+			t.Fatal(i, err)
+		}
+	}
+	if put("anna", "a/more", "x") == nil {
+		t.Error("a device has no limit")
+	}
+	if err := put("anna", "a/1", "changed"); err != nil {
+		t.Errorf("what is there cannot change: %v", err)
+	}
+	if err := put("bob", "b", "x"); err != nil {
+		t.Errorf("another device: %v", err)
+	}
+	if put("anna", "b", "x") == nil {
+		t.Error("a device at its limit takes another's topic over")
+	}
+	put("anna", "a/1", "")
+	if err := put("anna", "a/more", "x"); err != nil {
+		t.Errorf("after one was cleared: %v", err)
+	}
+	big := strings.Repeat("x", 64<<10)
+	n := 0
+	for ; put(fmt.Sprint("d", n%50), fmt.Sprint("big/", n), big) == nil; n++ {
+	}
+	if n < 900 || s.bytes > maxRetainedBytes {
+		t.Errorf("%d large messages, %d bytes", n, s.bytes)
+	}
+	s.purge(func(m *message) bool { return true })
+	if s.bytes != 0 || len(s.topics) != 0 || len(s.device) != 0 {
+		t.Errorf("%d bytes, %d topics, %d devices are left", s.bytes, len(s.topics), len(s.device))
+	}
+	for i := range maxRetained {
+		if err := put("", fmt.Sprint("t/", i), "x"); err != nil {
+			t.Fatal(i, err)
+		}
+	}
+	if put("", "one more", "x") == nil {
+		t.Error("there is no limit of topics")
+	}
+}
+
+// A device that may retain no more is told, and its message does not go out.
+func TestRetainedFull(t *testing.T) {
+	virtual(t, func(w *world) {
+		reader := w.connect("reader", 5)
+		reader.subscribe(filter("home/a/#", 1))
+		for i := range maxRetainedPerDevice {
+			w.hub.retained.set(&message{topic: fmt.Sprint("home/b/", i), payload: []byte("x"), sender: sender{device: "anna"}})
+		}
+		c := w.connect("anna", 5)
+		if code := c.publish("home/a/x", "1", 1, retained); code != packets.ErrQuotaExceeded.Code {
+			t.Errorf("MQTT 5 hears %#x", code)
+		}
+		reader.quiet()
+		c.publish("home/a/x", "2", 1)
+		reader.want("home/a/x=2")
+		// A home is not stopped by it: its message goes out and is not retained.
+		for i := range maxRetained {
+			w.hub.retained.set(&message{topic: fmt.Sprint("home/c/", i), payload: []byte("x")})
+		}
+		home := w.agent("a")
+		reader.next() // the home's state
+		home.publish("x", "3", true)
+		reader.want("home/a/x=3")
+		synctest.Wait()
+		if got := w.hub.retained.match("home/a/x", 0, time.Now()); len(got) != 0 {
+			t.Error("it is retained beyond the limit")
+		}
+	})
+}

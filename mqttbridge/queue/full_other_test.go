@@ -1,0 +1,7 @@
+//go:build !linux
+
+package queue
+
+const limitedEnv = "QUEUE_TEST_LIMITED"
+
+func writeUntilFull(string) {}
