@@ -45,6 +45,8 @@ type Agent struct {
 	latest     atomic.Pointer[session] // that the relay welcomed; nil: it ended
 	streams    atomic.Int64            // data streams open now, of all sessions
 	warnings   warnings
+	roads      roads // to the relay's own services
+	household  atomic.Pointer[household]
 }
 
 // New checks the configuration. It starts nothing and writes nothing.
@@ -60,6 +62,7 @@ func New(cfg Config) (*Agent, error) {
 	a.table.Dial = cfg.DialService
 	a.offer = newOffer(a.table, a.log)
 	a.offer.tell = cfg.OnRegistered
+	a.roads.init()
 	if cfg.Token != "" {
 		t, err := protocol.ParseToken(cfg.Token)
 		if err != nil {
@@ -107,6 +110,13 @@ func (a *Agent) Run(ctx context.Context) error {
 		return class(ErrConfig, err)
 	}
 	a.uplink.Store(up)
+	if a.cfg.MQTT != nil {
+		h, err := a.openHousehold()
+		if err != nil {
+			return err
+		}
+		defer a.runHousehold(ctx, h)()
+	}
 	return up.Run(ctx, a.serve)
 }
 
@@ -259,6 +269,7 @@ func (a *Agent) Status() control.Status {
 		s.Relay = a.token.Relay
 	}
 	s.Warnings = a.Warnings()
+	a.household.Load().status(&s)
 	up := a.uplink.Load()
 	if up == nil {
 		return s
@@ -277,6 +288,10 @@ func (a *Agent) Status() control.Status {
 	}
 	return s
 }
+
+// Control is what the owner may ask of a running agent: what the control socket
+// serves.
+func (a *Agent) Control() control.Agent { return controlled{a} }
 
 // controlled is the agent as the control socket sees it.
 type controlled struct{ a *Agent }

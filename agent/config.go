@@ -30,6 +30,10 @@ import (
 
 	"github.com/sallyport/sallyport/agent/control"
 	"github.com/sallyport/sallyport/agent/service"
+	"github.com/sallyport/sallyport/mqttbridge"
+	"github.com/sallyport/sallyport/mqttbridge/bridge"
+	"github.com/sallyport/sallyport/mqttbridge/executor"
+	"github.com/sallyport/sallyport/mqttbridge/queue"
 	"github.com/sallyport/sallyport/protocol"
 	"github.com/sallyport/sallyport/protocol/tunnel"
 )
@@ -72,7 +76,12 @@ type Config struct {
 	// Expose holds services to expose as `agent expose` does: Run stores them,
 	// so that later runs offer them without being told. They replace stored
 	// ones of the same name; none may have the name of one of Services.
-	Expose   []service.Entry
+	Expose []service.Entry
+	// MQTT joins the home's broker to the relay. nil = there is none, and then
+	// there are no Actions either.
+	MQTT *MQTT
+	// Actions are what devices may ask this home to do.
+	Actions  []executor.Action
 	Logger   *slog.Logger // nil = discard
 	Software string       // "sallyport 1.2.3": told to the relay, for people
 	// OnRegistered is called with the relay's first answer, also to an empty
@@ -104,6 +113,13 @@ type Config struct {
 	Transports func() []tunnel.Transport
 }
 
+// MQTT says how the home's broker is reached and what of it crosses.
+type MQTT struct {
+	Broker bridge.Broker
+	Rules  []mqttbridge.Rule
+	Limits queue.Limits // of what waits here for the relay
+}
+
 // maxStreams is the default of Config.MaxStreams: far more than a home's
 // visitors need, and less than the open files that most systems allow.
 const maxStreams = 1000
@@ -116,6 +132,7 @@ func (c *Config) validate() error {
 	if dup := duplicates(c.offered()); len(dup) > 0 {
 		errs = append(errs, fmt.Errorf("services are given twice: %s\nGive each a name of its own.", strings.Join(dup, ", ")))
 	}
+	errs = append(errs, c.checkMQTT()...)
 	if c.MaxStreams < 0 {
 		errs = append(errs, fmt.Errorf("at most %d streams: give a positive number, or 0 for %d", c.MaxStreams, maxStreams))
 	}

@@ -57,6 +57,8 @@ type session struct {
 	asked   bool   // it was not answered yet
 	pings   pinger
 	due     time.Time // when the ping timer was to fire
+
+	features []string // that the relay has too; set before the session is the latest
 }
 
 // serve runs one session; it is the uplink's ServeFunc.
@@ -69,7 +71,9 @@ func (a *Agent) serve(ctx context.Context, s tunnel.Session, link *uplink.Link) 
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	err := c.run(ctx, &wg)
-	a.latest.CompareAndSwap(c, nil)
+	if a.latest.CompareAndSwap(c, nil) {
+		a.roads.changed()
+	}
 	cancel()
 	code := protocol.CodeOK
 	switch {
@@ -119,7 +123,7 @@ func (c *session) hello(ctx context.Context) error {
 	c.ctl = ctl
 	stop := context.AfterFunc(ctx, func() { ctl.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	hello := protocol.Hello{Versions: []int{protocol.Version}, Instance: c.a.instance, Software: c.a.cfg.Software, Alone: c.link.Alone()}
+	hello := protocol.Hello{Versions: []int{protocol.Version}, Features: features, Instance: c.a.instance, Software: c.a.cfg.Software, Alone: c.link.Alone()}
 	if err := protocol.WriteMessage(ctl, hello); err != nil {
 		return fmt.Errorf("send hello: %w", err)
 	}
@@ -134,7 +138,9 @@ func (c *session) hello(ctx context.Context) error {
 	if w.Version != protocol.Version {
 		return fmt.Errorf("%w: %d, this agent speaks %d", errVersion, w.Version, protocol.Version)
 	}
+	c.features = w.Features
 	c.a.latest.Store(c)
+	c.a.roads.changed()
 	c.a.welcome(w, c.s.Peer())
 	return nil
 }

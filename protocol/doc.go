@@ -173,6 +173,21 @@
 // backend, a broken session) crosses as a reset with a code: the receiver
 // never takes it for a clean end, and passes it on as an abort.
 //
+// # Streams of the agent
+//
+// Features are named in Hello.features and answered in Welcome.features with
+// those that both have:
+//
+//	mqtt      the relay has a hub: package mqttbridge, LinkPacket
+//	commands  the relay takes commands of devices: package mqttbridge, Frame
+//
+// With one of them the agent may open streams of its own, beside the control
+// stream. It writes an Open whose service is the feature, with no addresses and
+// no server name; the relay answers with a Result within 10 s, and both
+// directions then carry what that package's comment describes. The relay knows
+// the agent by its session. When a newer session is there, the agent opens new
+// streams on it and lets the older ones end.
+//
 // # Transports
 //
 // A session is made of streams that either side opens. Each carries ordered
@@ -209,7 +224,8 @@
 //
 // Each side bounds how many streams the other one may have open: the relay
 // grants 1, the agent 10000. A stream counts until both its directions have
-// ended and the application has accepted it. QUIC announces the limit, plus one
+// ended and the application has accepted it. A relay with a feature grants 9
+// instead of 1. QUIC announces the limit, plus one
 // for the flow stream. Over TCP the session of who oversteps it is ended with
 // CodeProtocol.
 //
@@ -256,7 +272,7 @@
 //	path of a service         255 bytes, "/a/b/"
 //	hosts of an agent         50
 //	hop                       1
-//	open streams              10000 from the relay, 1 from the agent
+//	open streams              10000 from the relay, 1 from the agent, 9 with features
 //	memory of unread bytes    64 MiB a session at the relay, 16 MiB at the agent
 //	HELLO, Hello, Open        10 s each
 //	Result                    10 s at the agent; the relay waits 15 s

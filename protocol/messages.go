@@ -54,6 +54,18 @@ type Welcome struct {
 	Software string    `json:"software,omitempty"`
 }
 
+// Features: names in Hello and Welcome. Each is also the service that the agent
+// names in the Open of a stream to the relay's half of it; a relay that lacks
+// the feature takes no such stream.
+const (
+	FeatureMQTT     = "mqtt"     // the link between the relay's hub and the home's bridge
+	FeatureCommands = "commands" // what devices ask a home to do
+)
+
+// MaxAgentStreams is how many streams an agent may have open to a relay that
+// has one of the features, the control stream included. Without any it is 1.
+const MaxAgentStreams = 9
+
 // Protocols of a Service: what the relay speaks on its streams.
 const (
 	ProtoHTTP1 = "http1" // HTTP/1.1

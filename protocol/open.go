@@ -2,10 +2,10 @@ package protocol
 
 import "net/netip"
 
-// Open is the fixed binary header that the relay writes first on every data
-// stream: what the stream is for.
+// Open is the fixed binary header that comes first on every data stream: what
+// the stream is for. On streams that the agent opens only Service is set.
 type Open struct {
-	Service string         // the service's name, never an address
+	Service string         // the service's name, never an address; from the agent: a feature
 	Client  netip.AddrPort // the visitor, as the relay sees it; zero when unknown
 	Local   netip.AddrPort // the relay's address that the visitor reached; zero when unknown
 	SNI     string         // canonical server name, empty when none
@@ -16,8 +16,8 @@ type Open struct {
 // to one other (DESIGN §10).
 const MaxHops = 1
 
-// Result is the agent's answer to Open. After CodeOK both sides carry the
-// visitor's bytes and nothing else.
+// Result answers Open. After CodeOK both sides carry the visitor's bytes, or
+// those of the feature, and nothing else.
 type Result struct {
 	Code   Code
 	Reason string // for the relay's log, at most 255 bytes; never shown to visitors

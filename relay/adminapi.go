@@ -75,6 +75,7 @@ func (r *Relay) status(ctx context.Context) (admin.Status, error) {
 			st.Devices++
 		}
 	}
+	st.MQTT = r.bridges.status()
 	st.Agents, _ = r.listAgents(ctx)
 	st.Hosts, _ = r.listHosts(ctx)
 	for _, a := range st.Agents {
@@ -151,6 +152,7 @@ func (r *Relay) revokeAgent(ctx context.Context, name string) (admin.Agent, erro
 	if err := r.registry.Revoke(ctx, a.ID); err != nil {
 		return admin.Agent{}, err
 	}
+	r.bridges.agentRevoked(string(a.ID))
 	for _, st := range r.registry.Agents() {
 		if st.ID == a.ID {
 			return r.agentView(st), nil

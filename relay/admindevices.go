@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/sallyport/sallyport/protocol/door"
@@ -113,7 +115,8 @@ func (r *Relay) tokenTarget(host string) (string, error) {
 }
 
 func (r *Relay) isOwn(name string) bool {
-	return name == r.ownHost(enrollLabel) || name == r.ownHost(checkLabel) || name == r.ownHost(adminLabel)
+	label, ok := strings.CutSuffix(name, "."+r.conf.Domain)
+	return ok && slices.Contains([]string{enrollLabel, checkLabel, adminLabel, mqttLabel, homeLabel}, label)
 }
 
 func (r *Relay) changeDevice(ctx context.Context, name string, c admin.DeviceChange) (admin.Device, error) {

@@ -52,6 +52,7 @@ type Config struct {
 	AdminHost     bool   // the dashboard at admin.DOMAIN, for devices marked admin
 	AdminListen   string // loopback address of the dashboard in plain HTTP; default none
 	OpenEnrolment bool   // requests without a code may wait for the owner's approval
+	MQTT          MQTT   // the hub at mqtt.DOMAIN and the command page at home.DOMAIN
 
 	Logger *slog.Logger // default: none
 
@@ -71,6 +72,22 @@ type ACME struct {
 	CA       string // directory URL; default Let's Encrypt's
 	RootFile string // PEM, the root that the ACME server's own certificate is verified with; default the system's
 	Email    string // for the account: expiry mails, if the CA sends any
+}
+
+// MQTT says who may use the hub, and where. The zero value: every device, on
+// the public port, below home/.
+type MQTT struct {
+	Off    bool        // no hub and no command page
+	Listen string      // one more TCP address of the hub, such as ":8883"; default none
+	Allow  []MQTTGrant // what devices may do; empty: publish and subscribe to home/+/#
+}
+
+// An MQTTGrant lets devices use topics. A device may do what any grant says that
+// its name matches; none: nothing.
+type MQTTGrant struct {
+	Device    string   // name, "*" stands for any letters; empty: all
+	Publish   []string // topic filters
+	Subscribe []string
 }
 
 // Problem is one thing wrong with a Config: the key as the configuration file
@@ -118,6 +135,7 @@ func (c Config) Check() []Problem {
 		bad("certs", "%q is not acme, internal or files", c.Certs)
 	}
 	c.checkACME(bad)
+	c.checkMQTT(bad)
 	if c.AdminListen != "" {
 		if err := checkLoopback(c.AdminListen); err != nil {
 			bad("admin_listen", "%v", err)

@@ -29,11 +29,12 @@ const (
 
 // A control is the relay's end of one session's control stream.
 type control struct {
-	session tunnel.Session
-	stream  tunnel.Stream
-	heard   atomic.Int64 // when a message came last, Unix nanoseconds
-	costly  *limiter     // of messages that cost the relay a disk write
-	write   sync.Mutex   // one message at a time; held across the write, never across a read
+	session  tunnel.Session
+	stream   tunnel.Stream
+	heard    atomic.Int64 // when a message came last, Unix nanoseconds
+	features []string     // of both
+	costly   *limiter     // of messages that cost the relay a disk write
+	write    sync.Mutex   // one message at a time; held across the write, never across a read
 }
 
 // Registering and renewing write to disk and rebuild routes for all homes: a
@@ -79,6 +80,9 @@ func (r *Relay) serveSession(ctx context.Context, s tunnel.Session, settled func
 	stop := context.AfterFunc(ctx, func() { s.Close(protocol.CodeGoingAway, "the relay stops") })
 	defer stop()
 	c, hello, err := acceptControl(ctx, s)
+	if err == nil {
+		c.features = r.agreed(hello)
+	}
 	if err != nil {
 		s.Close(protocol.CodeProtocol, "no hello")
 		log.Warn("agent session without a hello", "err", err)
@@ -98,13 +102,15 @@ func (r *Relay) serveSession(ctx context.Context, s tunnel.Session, settled func
 	log.Debug("agent said hello", "software", clip(hello.Software, 64))
 	said()
 	settled()
-	err = r.runControl(ctx, c, log)
+	var streams sync.WaitGroup
+	err = r.runControl(ctx, c, &streams, log)
 	detach()
 	code := protocol.CodeOK
 	if errors.Is(err, protocol.ErrMalformed) {
 		code = protocol.CodeProtocol
 	}
 	s.Close(code, "the control stream ended")
+	streams.Wait()
 	log.Debug("control stream ended", "err", err)
 }
 
@@ -128,16 +134,18 @@ func acceptControl(ctx context.Context, s tunnel.Session) (*control, protocol.He
 	return &control{session: s, stream: stream, costly: newLimiter(costlyBurst, costlyEvery)}, hello, nil
 }
 
-// runControl answers the agent until the control stream ends.
-func (r *Relay) runControl(ctx context.Context, c *control, log *slog.Logger) error {
+// runControl answers the agent until the control stream ends. What it leaves
+// running in streams ends with the session.
+func (r *Relay) runControl(ctx context.Context, c *control, streams *sync.WaitGroup, log *slog.Logger) error {
 	name := r.agentName(c.session.Peer().ID)
 	if err := c.send(protocol.Welcome{
 		Version: protocol.Version, Name: name, Domain: r.conf.Domain, Time: r.now(), Software: r.conf.Software,
+		Features: c.features,
 	}); err != nil {
 		return err
 	}
 	_ = c.stream.SetReadDeadline(time.Time{})
-	go refuseStreams(ctx, c.session)
+	streams.Go(func() { r.takeStreams(ctx, c.session, c.features, log) })
 	for {
 		m, err := protocol.ReadMessage(c.stream)
 		var unknown *protocol.UnknownTypeError
@@ -192,18 +200,6 @@ func (r *Relay) answer(ctx context.Context, c *control, m protocol.Message, log 
 		return nil, nil
 	}
 	return nil, fmt.Errorf("%w: message type %d is not for the relay", protocol.ErrMalformed, m.Type())
-}
-
-// refuseStreams resets data streams that an agent opens: in this version only
-// the relay opens them.
-func refuseStreams(ctx context.Context, s tunnel.Session) {
-	for {
-		st, err := s.AcceptStream(ctx)
-		if err != nil {
-			return
-		}
-		st.Reset(protocol.CodeProtocol)
-	}
 }
 
 // renewAgent issues a certificate for the key that the session proved to hold.

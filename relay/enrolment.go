@@ -26,6 +26,8 @@ const (
 	enrollLabel = "enroll" // the enrolment page, SCEP, EST, the CRL: for those who have no certificate yet
 	checkLabel  = "check"  // the self-test and renewal: for those who have one
 	adminLabel  = "admin"  // the dashboard
+	mqttLabel   = "mqtt"   // the hub
+	homeLabel   = "home"   // the command page
 )
 
 // For whoever checks device certificates elsewhere.

@@ -21,6 +21,7 @@ func (r *Relay) ownSites() map[string]*door.Site {
 	if r.conf.AdminHost {
 		sites[r.ownHost(adminLabel)] = &door.Site{Mode: door.Require, Handler: r.newDashboard(true)}
 	}
+	r.bridges.sites(sites)
 	for host, s := range sites {
 		s.Host, s.Certificate = host, r.public.GetCertificate
 		s.Policy = strings.Join([]string{host, string(s.Mode), "relay"}, " ")

@@ -63,9 +63,11 @@ type Relay struct {
 	reminder   *reminder
 	clock      clockWatch
 	registry   *registry.Registry
+	bridges    *bridges    // MQTT and commands
 	ready      atomic.Bool // Listen has built the first routes
 	door       *door.Door
 	router     *edge.Router
+	mqttRouter *edge.Router // of the hub's own port: knows its host and nothing else
 	sites      atomic.Pointer[names.Table[*door.Site]]
 	public     *publicCerts
 	decoy      atomic.Pointer[decoy]
@@ -75,6 +77,7 @@ type Relay struct {
 	tcp  net.Listener
 	udp  net.PacketConn
 	http net.Listener // nil: off
+	mqtt net.Listener // the hub's own port; nil: none
 	quic *tunnelquic.Listener
 
 	loopback net.Listener // of the dashboard; nil: off
@@ -98,7 +101,7 @@ func New(conf Config) (*Relay, error) {
 	conf.Domain, _ = names.Canonical(conf.Domain) // checked above
 	r := &Relay{
 		conf: conf, log: conf.logger(), now: conf.now(),
-		router:  edge.NewRouter(),
+		router: edge.NewRouter(), mqttRouter: edge.NewRouter(),
 		proxies: map[proxyKey]*door.Proxy{}, controls: map[*control]struct{}{}, unsaid: map[protocol.AgentID]int{},
 		joinLimit: newLimiter(joinBurst, joinEvery), denials: newDenials(),
 	}
@@ -162,13 +165,16 @@ func (r *Relay) Listen() error {
 	if err := r.openOwnHosts(); err != nil {
 		return errors.Join(err, r.Close())
 	}
+	if r.bridges, err = r.openBridges(); err != nil {
+		return errors.Join(err, r.Close())
+	}
 	d, err := r.makeDecoy(r.conf.decoy())
 	if err != nil {
 		return errors.Join(err, r.Close())
 	}
 	r.decoy.Store(d)
 	r.quic, err = tunnelquic.Listen(r.udp, r.quicTLS(), tunnelquic.Config{
-		ResetKey: &r.state.tunnel.ResetKey, MaxAccept: controlStreams, Logger: r.log,
+		ResetKey: &r.state.tunnel.ResetKey, MaxAccept: int64(r.agentStreams()), Logger: r.log,
 	})
 	if err != nil {
 		return errors.Join(fmt.Errorf("listen on UDP: %w", err), r.Close())
@@ -218,6 +224,11 @@ func (r *Relay) bind() error {
 			return fmt.Errorf("%w\nor give --http off", bindError("TCP", r.conf.http(), err))
 		}
 	}
+	if addr := r.conf.MQTT.Listen; addr != "" && !r.conf.MQTT.Off {
+		if r.mqtt, err = listenTCP(addr); err != nil {
+			return bindError("TCP", addr, err)
+		}
+	}
 	if r.conf.AdminListen != "" {
 		if r.loopback, err = admin.ListenLoopback(context.Background(), r.conf.AdminListen); err != nil {
 			return err
@@ -236,7 +247,7 @@ func (r *Relay) Close() error {
 	if r.quic != nil {
 		errs = append(errs, r.quic.Close())
 	}
-	for _, l := range []net.Listener{r.tcp, r.http, r.loopback} {
+	for _, l := range []net.Listener{r.tcp, r.http, r.mqtt, r.loopback} {
 		if l != nil {
 			errs = append(errs, ignoreClosed(l.Close()))
 		}
@@ -250,7 +261,7 @@ func (r *Relay) Close() error {
 	}
 	clear(r.proxies)
 	r.mu.Unlock()
-	errs = append(errs, r.door.Close(), r.audit.Close())
+	errs = append(errs, r.door.Close(), r.bridges.close(), r.audit.Close())
 	return errors.Join(errs...)
 }
 
@@ -281,6 +292,10 @@ func (r *Relay) Run(ctx context.Context) error {
 		})
 	}
 	run("public port", r.serveEdge)
+	run("mqtt", r.bridges.run)
+	if r.mqtt != nil {
+		run("mqtt port", r.serveMQTTPort)
+	}
 	run("tunnel over QUIC", r.serveQUIC)
 	run("registry", r.registry.Run)
 	run("devices", r.devices.Run)
@@ -312,6 +327,12 @@ func (r *Relay) Run(ctx context.Context) error {
 func (r *Relay) serveEdge(ctx context.Context) error {
 	s := &edge.Server{Router: r.router, Logger: r.log}
 	return s.Serve(ctx, r.tcp)
+}
+
+// serveMQTTPort serves the hub's own TCP port.
+func (r *Relay) serveMQTTPort(ctx context.Context) error {
+	s := &edge.Server{Router: r.mqttRouter, Logger: r.log}
+	return s.Serve(ctx, r.mqtt)
 }
 
 // serveQUIC accepts agents' sessions over UDP.
@@ -375,6 +396,7 @@ func (r *Relay) deviceRevoked(id string) {
 	if !ok || d.Revoked {
 		what = "device revoked"
 	}
+	r.bridges.deviceLost(d)
 	r.log.Info(what, "device", d.Name, "id", id, "connections_closed", n)
 }
 

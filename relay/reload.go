@@ -8,7 +8,7 @@ import (
 )
 
 // Reload takes a new configuration while the relay runs. What it can change is
-// the certificates' contents and the decoy; what needs new sockets or another
+// the certificates' contents, the decoy and who may use the hub; what needs new sockets or another
 // state directory is refused with a list, and then nothing changes at all.
 func (r *Relay) Reload(conf Config) error {
 	if d, err := names.Canonical(conf.Domain); err == nil {
@@ -28,6 +28,8 @@ func (r *Relay) Reload(conf Config) error {
 		{"admin_host", fmt.Sprint(r.conf.AdminHost), fmt.Sprint(conf.AdminHost)},
 		{"admin_listen", r.conf.AdminListen, conf.AdminListen},
 		{"open_enrolment", fmt.Sprint(r.conf.OpenEnrolment), fmt.Sprint(conf.OpenEnrolment)},
+		{"mqtt.off", fmt.Sprint(r.conf.MQTT.Off), fmt.Sprint(conf.MQTT.Off)},
+		{"mqtt.listen", r.conf.MQTT.Listen, conf.MQTT.Listen},
 		{"replicas", fmt.Sprint(r.conf.Replicas), fmt.Sprint(conf.Replicas)},
 	} {
 		if f.old != f.new {
@@ -49,6 +51,7 @@ func (r *Relay) Reload(conf Config) error {
 		return fmt.Errorf("nothing reloaded: %w", err)
 	}
 	r.decoy.Store(decoy)
+	r.bridges.setGrants(conf.MQTT.Allow)
 	r.routesChanged()
 	r.event("configuration.reloaded")
 	return nil

@@ -82,8 +82,16 @@ func (r *Relay) buildRoutes() error {
 		Tunnel:     edge.Named("tunnel", edge.TargetFunc(r.tunnelTarget)),
 		Join:       edge.Named("join", edge.TargetFunc(r.joinTarget)),
 		ACME:       r.challengeTarget(),
+		MQTTName:   r.ownHost(mqttLabel),
 		Default:    r.decoy.Load().target,
 	})
+	if t, ok := targets[r.ownHost(mqttLabel)]; ok {
+		hub, err := names.NewTable(map[string]edge.Target{r.ownHost(mqttLabel): t})
+		if err != nil {
+			return fmt.Errorf("build routes: %w", err)
+		}
+		r.mqttRouter.Swap(&edge.Snapshot{Hosts: hub, MQTTName: r.ownHost(mqttLabel), Default: r.decoy.Load().target})
+	}
 	if !maps.Equal(policies, r.policies) {
 		r.policies = policies
 		r.door.Recheck() // it looks at every connection and rotates ticket keys

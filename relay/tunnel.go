@@ -15,9 +15,14 @@ import (
 	"github.com/sallyport/sallyport/relay/registry"
 )
 
-// controlStreams is how many streams an agent may open: all others are the
+// agentStreams is how many streams an agent may open: all others are the
 // relay's. What an agent does not need it cannot fill with bytes.
-const controlStreams = 1
+func (r *Relay) agentStreams() int {
+	if len(r.features()) == 0 {
+		return 1 // the control stream
+	}
+	return protocol.MaxAgentStreams
+}
 
 // tunnelTLS is the TLS side of both transports: mutual, 1.3, nothing resumed.
 func (r *Relay) tunnelTLS() *tls.Config {
@@ -54,7 +59,7 @@ func (r *Relay) tunnelTarget(ctx context.Context, c *edge.Conn) {
 	hctx, cancel := context.WithTimeout(ctx, controlDeadline)
 	defer cancel()
 	lasting := &lastingConn{Conn: c, closed: make(chan struct{})}
-	s, err := tunneltcp.Server(hctx, lasting, r.tunnelTLS(), tunneltcp.Config{MaxAccept: controlStreams, Logger: r.log})
+	s, err := tunneltcp.Server(hctx, lasting, r.tunnelTLS(), tunneltcp.Config{MaxAccept: r.agentStreams(), Logger: r.log})
 	if err != nil {
 		c.Fail(fmt.Errorf("agent handshake: %w", err))
 		return

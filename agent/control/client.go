@@ -60,6 +60,33 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 	return s, c.call(ctx, http.MethodGet, "status", nil, &s)
 }
 
+// Keys lists the signing keys of devices.
+func (c *Client) Keys(ctx context.Context) ([]Key, error) {
+	var keys []Key
+	return keys, c.call(ctx, http.MethodGet, "keys", nil, &keys)
+}
+
+// Trust lets a device's commands run, if the key that waits is still id.
+func (c *Client) Trust(ctx context.Context, device, id string) error {
+	return c.call(ctx, http.MethodPost, "trust", trustRequest{device, id}, nil)
+}
+
+// Untrust takes the trust in a device's key back.
+func (c *Client) Untrust(ctx context.Context, device string) error {
+	return c.call(ctx, http.MethodPost, "untrust", untrustRequest{device}, nil)
+}
+
+// SetPIN sets or, when empty, removes a PIN; see Agent.
+func (c *Client) SetPIN(ctx context.Context, action, pin string) error {
+	return c.call(ctx, http.MethodPost, "pin", pinRequest{action, pin}, nil)
+}
+
+// Found lists what could become actions.
+func (c *Client) Found(ctx context.Context) ([]Suggestion, error) {
+	var found []Suggestion
+	return found, c.call(ctx, http.MethodGet, "found", nil, &found)
+}
+
 func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
 	var body io.Reader
 	if in != nil {

@@ -4,6 +4,11 @@
 //	POST /v1/expose    Service  → Exposed
 //	POST /v1/unexpose  {"name"} → {}
 //	GET  /v1/status             → Status
+//	GET  /v1/keys               → []Key
+//	POST /v1/trust     {"device", "id"} → {}
+//	POST /v1/untrust   {"device"} → {}
+//	POST /v1/pin       {"action", "pin"} → {}
+//	GET  /v1/found              → []Suggestion
 //
 // An error is {"error", "kind"}. The socket has mode 0600 in a directory of
 // mode 0700: who may open it may run the agent.
@@ -29,6 +34,62 @@ type Agent interface {
 	// Unexpose removes an exposed service.
 	Unexpose(ctx context.Context, name string) error
 	Status() Status
+
+	// Keys lists the signing keys of devices: trusted ones and those that wait.
+	Keys(ctx context.Context) ([]Key, error)
+	// Trust lets a device's commands run from now on. ID is the key's, as Keys
+	// told it when a person compared the words.
+	Trust(ctx context.Context, device, id string) error
+	// Untrust takes that back.
+	Untrust(ctx context.Context, device string) error
+	// SetPIN sets the PIN of an action, or with an empty action that of all that
+	// have none of their own. An empty PIN removes it.
+	SetPIN(ctx context.Context, action, pin string) error
+	// Found lists what the home broker announces that could become actions.
+	Found(ctx context.Context) ([]Suggestion, error)
+}
+
+// A Key is what a device signs its commands with.
+type Key struct {
+	ID      string    `json:"id"`
+	Device  string    `json:"device"`
+	Trusted bool      `json:"trusted"`
+	Words   string    `json:"words"` // the device shows the same
+	Since   time.Time `json:"since"`
+	Seen    time.Time `json:"seen,omitzero"` // last command
+}
+
+// A Suggestion is a thing at home that could become an action.
+type Suggestion struct {
+	Name  string `json:"name"`
+	Label string `json:"label"`
+	YAML  string `json:"yaml"` // the entry below actions: of agent.yaml
+}
+
+// MQTT is the state of the bridge to the home broker.
+type MQTT struct {
+	Broker          string `json:"broker"` // its address
+	BrokerConnected bool   `json:"broker_connected"`
+	Link            bool   `json:"link"` // to the relay's hub
+	Error           string `json:"error,omitempty"`
+	Rules           int    `json:"rules"`
+	Queued          int    `json:"queued"` // messages for the relay, on disk
+	QueuedBytes     int64  `json:"queued_bytes"`
+	In              uint64 `json:"in"`
+	Out             uint64 `json:"out"`
+	Dropped         uint64 `json:"dropped"`
+}
+
+// An Action is one action as it stands.
+type Action struct {
+	Name    string    `json:"name"`
+	Label   string    `json:"label"`
+	Topic   string    `json:"topic"`
+	Confirm string    `json:"confirm"`
+	Problem string    `json:"problem,omitempty"` // why it cannot run now
+	State   string    `json:"state,omitempty"`   // value of its state topic
+	LastBy  string    `json:"last_by,omitempty"` // device
+	LastAt  time.Time `json:"last_at,omitzero"`
 }
 
 // A Service is an exposed service as it travels and as it is stored.
@@ -84,6 +145,8 @@ type Status struct {
 	// that is wrong, a certificate that is not renewed.
 	Warnings []string        `json:"warnings,omitempty"`
 	Services []ServiceStatus `json:"services"`
+	MQTT     *MQTT           `json:"mqtt,omitempty"`
+	Actions  []Action        `json:"actions,omitempty"`
 }
 
 // A Link is the session to the relay.

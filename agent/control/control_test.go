@@ -14,6 +14,7 @@ import (
 type fakeAgent struct {
 	exposed   Service
 	unexposed string
+	said      string
 	err       error
 }
 
@@ -29,6 +30,29 @@ func (f *fakeAgent) Unexpose(_ context.Context, name string) error {
 
 func (f *fakeAgent) Status() Status {
 	return Status{Schema: Schema, State: "connected", Link: &Link{Transport: "quic"}, Services: []ServiceStatus{{Name: "ha"}}}
+}
+
+func (f *fakeAgent) Keys(context.Context) ([]Key, error) {
+	return []Key{{ID: "k1", Device: "anna", Words: "acorn oak"}}, f.err
+}
+
+func (f *fakeAgent) Trust(_ context.Context, device, id string) error {
+	f.said = "trust " + device + " " + id
+	return f.err
+}
+
+func (f *fakeAgent) Untrust(_ context.Context, device string) error {
+	f.said = "untrust " + device
+	return f.err
+}
+
+func (f *fakeAgent) SetPIN(_ context.Context, action, pin string) error {
+	f.said = "pin " + action + " " + pin
+	return f.err
+}
+
+func (f *fakeAgent) Found(context.Context) ([]Suggestion, error) {
+	return []Suggestion{{Name: "lamp", YAML: "- name: lamp"}}, f.err
 }
 
 func start(t *testing.T, dir string, a Agent) {
@@ -159,5 +183,34 @@ func TestForeignRequestsAreRefused(t *testing.T) {
 	}
 	if a.exposed.Name != "" {
 		t.Error("a foreign request reached the agent")
+	}
+}
+
+func TestCommandCalls(t *testing.T) {
+	dir := t.TempDir()
+	a := &fakeAgent{}
+	start(t, dir, a)
+	c, ctx := NewClient(dir), t.Context()
+	if keys, err := c.Keys(ctx); err != nil || len(keys) != 1 || keys[0].Words != "acorn oak" {
+		t.Errorf("Keys: %+v, %v", keys, err)
+	}
+	if found, err := c.Found(ctx); err != nil || len(found) != 1 || found[0].Name != "lamp" {
+		t.Errorf("Found: %+v, %v", found, err)
+	}
+	for _, call := range []struct {
+		want string
+		do   func() error
+	}{
+		{"trust anna k1", func() error { return c.Trust(ctx, "anna", "k1") }},
+		{"untrust anna", func() error { return c.Untrust(ctx, "anna") }},
+		{"pin garage 1234", func() error { return c.SetPIN(ctx, "garage", "1234") }},
+	} {
+		if err := call.do(); err != nil || a.said != call.want {
+			t.Errorf("%s: said %q, %v", call.want, a.said, err)
+		}
+	}
+	a.err = &Error{Kind: KindRefused, Text: "no such key waits"}
+	if err := c.Trust(ctx, "anna", "k2"); err == nil || err.Error() != a.err.Error() {
+		t.Errorf("an error on its way: %v", err)
 	}
 }

@@ -74,6 +74,7 @@ func handler(a Agent) http.Handler {
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, a.Status(), nil)
 	})
+	handleCommands(mux, a)
 	return localOnly(mux)
 }
 

@@ -107,19 +107,27 @@ type Site struct {
 	// unknown.
 	Certificate func(name string) (*tls.Certificate, error)
 	// Handler serves HTTP/1.1 and HTTP/2. VisitorFrom on the request's
-	// context says who asks. Exactly one of Handler and Raw is set.
+	// context says who asks. Exactly one of Handler and Raw is set, but for
+	// RawALPN.
 	Handler http.Handler
 	// Raw takes the TLS connection, owns it, and returns when it has ended.
 	// An io.EOF that it reads is the visitor's close_notify; a connection that
 	// was cut reads as another error.
 	Raw func(ctx context.Context, c tunnel.Conn, v Visitor)
+	// RawALPN lets a site have both: visitors who agree on this protocol, or
+	// offer none at all, are Raw's; Handler has those of HTTP/1.1, and there is
+	// no HTTP/2. MQTT and its WebSocket form share a host so.
+	RawALPN string
 	// Denied answers visitors of this site instead of Config.Denied. May be nil.
 	Denied func(w http.ResponseWriter, r *http.Request, denial string)
 }
 
 // serves reports whether the door can keep what a site promises.
 func (d *Door) serves(s *Site) bool {
-	if s == nil || s.Certificate == nil || (s.Handler == nil) == (s.Raw == nil) {
+	if s == nil || s.Certificate == nil {
+		return false
+	}
+	if both := s.Handler != nil && s.Raw != nil; both != (s.RawALPN != "") || s.Handler == nil && s.Raw == nil {
 		return false
 	}
 	if s.Mode == Token {

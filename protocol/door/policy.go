@@ -79,7 +79,10 @@ func (v *visit) config() *tls.Config {
 			return d.tickets.open(ticket, binding), nil
 		},
 	}
-	if site.Handler != nil {
+	switch {
+	case site.RawALPN != "":
+		c.NextProtos = []string{site.RawALPN, "http/1.1"}
+	case site.Handler != nil:
 		c.NextProtos = []string{"h2", "http/1.1"}
 	}
 	switch site.Mode {

@@ -129,7 +129,7 @@ func (d *Door) ServeConn(ctx context.Context, c net.Conn) {
 	}
 	v.rewatch()
 	defer v.unwatch()
-	if v.site.Raw != nil {
+	if v.raw() {
 		v.serveRaw()
 	} else {
 		l := &oneConn{conn: v.tls}
@@ -141,6 +141,15 @@ func (d *Door) ServeConn(ctx context.Context, c net.Conn) {
 	}
 	v.end()
 	v.logEnd()
+}
+
+// raw reports whether the connection is the site's Raw's.
+func (v *visit) raw() bool {
+	if v.site.RawALPN == "" {
+		return v.site.Raw != nil
+	}
+	proto := v.tls.ConnectionState().NegotiatedProtocol
+	return proto == "" || proto == v.site.RawALPN
 }
 
 func (v *visit) serveRaw() {
@@ -232,7 +241,7 @@ func (v *visit) stands() bool {
 // sameSite reports whether a site that was looked up now is what the
 // handshake agreed to.
 func (v *visit) sameSite(s *Site) bool {
-	return v.door.serves(s) && s.Policy == v.site.Policy && s.Mode == v.site.Mode && (s.Raw == nil) == (v.site.Raw == nil)
+	return v.door.serves(s) && s.Policy == v.site.Policy && s.Mode == v.site.Mode && (s.Raw == nil) == (v.site.Raw == nil) && s.RawALPN == v.site.RawALPN
 }
 
 // authorise judges the certificate's device again, now, and returns it as it

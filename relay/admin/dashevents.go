@@ -13,7 +13,10 @@ const (
 	streamLife   = 30 * time.Minute // then the browser asks again, and is authorised again
 	tickEvery    = 20 * time.Second // keeps middleboxes awake, and ages and byte counts fresh
 	settle       = 200 * time.Millisecond
-	streamBudget = 10 * time.Second // for one write to a browser that does not read
+	// streamBudget is for one write to a browser that does not read. It is longer
+	// than tickEvery: over HTTP/2 a deadline that passes resets the stream, also
+	// when there was nothing to write.
+	streamBudget = tickEvery + 10*time.Second
 )
 
 // events tells the page that it is out of date; the page then fetches itself.

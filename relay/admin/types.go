@@ -17,6 +17,19 @@ type Status struct {
 	Agents   []Agent   `json:"agents"`
 	Hosts    []Host    `json:"hosts"`
 	Warnings []string  `json:"warnings,omitempty"` // what the owner should look at, one sentence each
+	MQTT     *MQTT     `json:"mqtt,omitempty"`     // nil: switched off
+}
+
+// MQTT is the state of the hub and of commands.
+type MQTT struct {
+	Listen      string   `json:"listen,omitempty"` // the hub's own port, beside the public one
+	Connections int      `json:"connections"`      // of devices
+	Homes       []string `json:"homes"`            // agents whose bridge is joined to the hub
+	Commanded   int      `json:"commanded"`        // agents that take commands now
+	Waiting     int      `json:"waiting"`          // messages on disk, for homes and devices that are away
+	Bytes       int64    `json:"bytes"`            // of those
+	Dropped     uint64   `json:"dropped"`          // messages that were too old or had to make room
+	Open        int      `json:"open_commands"`    // that have not ended
 }
 
 // A TokenRequest asks for a join token.

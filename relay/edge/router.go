@@ -8,8 +8,10 @@ import (
 	"github.com/sallyport/sallyport/protocol/names"
 )
 
-// alpnACME is the challenge protocol of RFC 8737.
-const alpnACME = "acme-tls/1"
+const (
+	alpnACME = "acme-tls/1" // the challenge protocol of RFC 8737
+	alpnMQTT = "mqtt"       // MQTT in TLS, IANA
+)
 
 // A Snapshot is all routes at one moment. It is never changed after Swap.
 type Snapshot struct {
@@ -24,6 +26,11 @@ type Snapshot struct {
 	// that ask for acme-tls/1 and for nothing beside it. Hosts whose TLS ends at
 	// home get theirs forwarded. Nil: nobody answers. See Challenge.
 	ACME Target
+	// MQTTName is the only one of the Hosts whose TLS ends here that speaks ALPN
+	// "mqtt": elsewhere whoever asks for it is a stranger, so that no web page's
+	// client certificate opens an MQTT session, nor the other way round
+	// (ALPACA). Empty: none does.
+	MQTTName string
 	// Default takes every stranger. Nil: Refuse.
 	Default Target
 }
@@ -83,6 +90,9 @@ func (s *Snapshot) find(h Hello) Target {
 	}
 	t, ok := s.Hosts.Lookup(h.ServerName)
 	if !ok || t == nil {
+		return nil
+	}
+	if slices.Contains(h.ALPN, alpnMQTT) && h.ServerName != s.MQTTName && !forwardsACME(t) {
 		return nil
 	}
 	if slices.Contains(h.ALPN, alpnACME) && !forwardsACME(t) {

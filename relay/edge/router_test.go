@@ -10,10 +10,12 @@ func TestRouterMatch(t *testing.T) {
 	terminate := Named("terminate", TargetFunc(nil))
 	pass := Named("pass", Passthrough{})
 	wild := Named("wild", TargetFunc(nil))
+	hub := Named("hub", TargetFunc(nil))
 	r := routed(&Snapshot{
 		Hosts: hosts(t, map[string]Target{
-			"ha.example.org": terminate, "nas.example.org": pass, "*.example.org": wild,
+			"ha.example.org": terminate, "nas.example.org": pass, "*.example.org": wild, "mqtt.example.org": hub,
 		}),
+		MQTTName:   "mqtt.example.org",
 		TunnelName: "k3jq7x",
 		Tunnel:     Named("tunnel", TargetFunc(nil)),
 		Join:       Named("join", TargetFunc(nil)),
@@ -47,6 +49,14 @@ func TestRouterMatch(t *testing.T) {
 		{"ha.example.org", []string{"h2", protocol.ALPN}, "stranger"},
 		{"nas.example.org", []string{protocol.ALPNJoin, "h2"}, "stranger"},
 		{"unknown", []string{protocol.ALPN}, "stranger"},
+
+		{"mqtt.example.org", nil, "hub"},
+		{"mqtt.example.org", []string{"mqtt"}, "hub"},
+		{"mqtt.example.org", []string{"http/1.1"}, "hub"},
+		{"ha.example.org", []string{"mqtt"}, "stranger"},
+		{"ha.example.org", []string{"http/1.1", "mqtt"}, "stranger"},
+		{"cam.example.org", []string{"mqtt"}, "stranger"},
+		{"nas.example.org", []string{"mqtt"}, "pass"}, // a broker at home with TLS of its own
 
 		{"nas.example.org", []string{"acme-tls/1"}, "pass"},
 		{"ha.example.org", []string{"acme-tls/1"}, "acme"},
