@@ -1,12 +1,14 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	goio "io"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -14,15 +16,16 @@ import (
 
 	"github.com/sallyport/sallyport/agent"
 	"github.com/sallyport/sallyport/agent/control"
+	"github.com/sallyport/sallyport/agent/service"
 	"github.com/sallyport/sallyport/protocol"
 )
 
 func agentCommand(io stdio) *cli.Command {
 	return &cli.Command{
 		Name:         "agent",
-		Usage:        "the end at home: run it, offer services",
+		Usage:        "the end at home: run it, offer services, say who may press buttons",
 		OnUsageError: onUsageError,
-		Subcommands: []*cli.Command{
+		Subcommands: slices.Concat([]*cli.Command{
 			{
 				Name:      "up",
 				Usage:     "join once with TOKEN, then run",
@@ -65,7 +68,7 @@ func agentCommand(io stdio) *cli.Command {
 				Flags:        []cli.Flag{dataFlag(defaultAgentData)},
 				Action:       func(c *cli.Context) error { return agentUnexpose(c, io) },
 			},
-		},
+		}, agentCommandKeys(io), agentLookers(io)),
 	}
 }
 
@@ -75,6 +78,7 @@ func agentFlags() []cli.Flag {
 		dataFlag(defaultAgentData),
 		&cli.StringFlag{Name: "token-file", Usage: "read the join token from `FILE`", EnvVars: []string{"SALLYPORT_TOKEN_FILE"}},
 		&cli.StringSliceFlag{Name: "expose", Usage: "offer `NAME=TARGET`, such as ha=127.0.0.1:8123, from now on, as agent expose does (undo: agent unexpose NAME); a NAME of the file is replaced for this run only; repeat for more"},
+		&cli.StringFlag{Name: "mqtt", Usage: "the home broker is at `URL`, such as tcp://127.0.0.1:1883; wins over mqtt.broker of the file", EnvVars: []string{"SALLYPORT_MQTT"}},
 		&cli.StringSliceFlag{Name: "transport", Usage: "only `TRANSPORT`, quic or tcp, repeat for an order; default both, raced", EnvVars: []string{"SALLYPORT_TRANSPORT"}},
 		&cli.StringFlag{Name: "name", Usage: "the relay may call this home `NAME`; default the host's name", EnvVars: []string{"SALLYPORT_NAME"}},
 	}, logFlags()...)
@@ -107,6 +111,7 @@ func agentUp(c *cli.Context, io stdio) error {
 		return err
 	}
 	const status = "dials out to the relay"
+	services := conf.Services
 	defer reloading(c.Context, conf.Logger, status, func() error {
 		next, logs, err := loadAgent(c)
 		if err != nil {
@@ -116,15 +121,31 @@ func agentUp(c *cli.Context, io stdio) error {
 			return err
 		}
 		next.keepFlags(conf)
-		if err := a.SetServices(c.Context, next.Services); err != nil {
+		if err := takeConfig(c.Context, a, next, services); err != nil {
 			return err
 		}
+		services = next.Services
 		return logs.set(c, level)
 	})()
 	notifyReady(status)
 	err = a.Run(c.Context)
 	notifyStopping("the agent ends")
 	return err
+}
+
+// takeConfig lets the running agent do what a new configuration says, whole or
+// not at all; services are those that hold until then.
+func takeConfig(ctx context.Context, a *agent.Agent, next agentConfig, services []service.Entry) error {
+	if err := a.SetServices(ctx, next.Services); err != nil {
+		return err
+	}
+	if next.MQTT == nil {
+		return nil
+	}
+	if err := a.SetMQTT(next.MQTT.Rules, next.Actions); err != nil {
+		return errors.Join(err, a.SetServices(ctx, services))
+	}
+	return nil
 }
 
 // An offerPrinter prints where each service is reached, or why not, once until

@@ -11,6 +11,7 @@ import (
 	"github.com/sallyport/sallyport/agent"
 	"github.com/sallyport/sallyport/agent/service"
 	"github.com/sallyport/sallyport/cmd/sallyport/configfile"
+	"github.com/sallyport/sallyport/mqttbridge/executor"
 )
 
 // agentFile is agent.yaml; agent.schema.json describes each key.
@@ -21,6 +22,8 @@ type agentFile struct {
 	Name      string         `yaml:"name"`
 	Transport []string       `yaml:"transport"`
 	Services  []serviceEntry `yaml:"services"`
+	MQTT      agentMQTT      `yaml:"mqtt"`
+	Actions   []actionEntry  `yaml:"actions"`
 	Log       logSettings    `yaml:"log"`
 }
 
@@ -82,7 +85,7 @@ func loadAgent(c *cli.Context) (agentConfig, logSettings, error) {
 	for _, s := range af.Services {
 		conf.Services = append(conf.Services, s.entry())
 	}
-	var errs []error
+	errs := conf.takeMQTT(c, file, af)
 	if file != nil {
 		errs = append(errs, file.Err())
 	}
@@ -104,6 +107,25 @@ func loadAgent(c *cli.Context) (agentConfig, logSettings, error) {
 	return conf, af.Log, nil
 }
 
+// takeMQTT reads what is said of the home broker and of actions. Mistakes of
+// the file are noted in it, those of flags returned.
+func (conf *agentConfig) takeMQTT(c *cli.Context, file *configfile.File, af agentFile) (errs []error) {
+	m := af.MQTT
+	if c.IsSet("mqtt") { // wins over the file's broker; the rest of the section holds
+		m.Broker = c.String("mqtt")
+		errs = flagMistakes(m.Broker)
+	}
+	conf.Actions = readActions(file, af.Actions)
+	conf.MQTT = m.settings(file, executor.Topics(conf.Actions))
+	if conf.MQTT == nil && len(conf.Actions) > 0 {
+		file.Fault("$.actions", "actions are published at the home broker, and none is named: write mqtt: {broker: tcp://127.0.0.1:1883} too")
+	}
+	if file != nil && len(errs) == 0 {
+		checkBroker(file, m)
+	}
+	return errs
+}
+
 // sameRun reports what a running agent cannot take from a new configuration.
 func sameRun(old, next agentConfig) error {
 	var fixed []string
@@ -119,6 +141,7 @@ func sameRun(old, next agentConfig) error {
 			fixed = append(fixed, f.key)
 		}
 	}
+	fixed = append(fixed, fixedMQTT(old.MQTT, next.MQTT)...)
 	if len(fixed) > 0 {
 		return fmt.Errorf("%s cannot change while the agent runs: restart it", strings.Join(fixed, ", "))
 	}

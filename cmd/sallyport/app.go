@@ -54,6 +54,7 @@ func newApp(io stdio) *cli.App {
 			agentCommand(io),
 			deviceCommand(io),
 			connectCommand(io),
+			commandCommand(io),
 			statusCommand(io),
 			validateCommand(io),
 			configCommand(io),

@@ -109,6 +109,27 @@ func dialHost(c *cli.Context, d *machine.Device) (*tls.Conn, error) {
 	if err != nil {
 		return nil, usageError("give the service's public name, such as ssh.example.org", "HOST %q: %w", host, err)
 	}
+	conf, err := deviceTLS(c, d, name)
+	if err != nil {
+		return nil, err
+	}
+	addr := dialAddress(c, d, name, port)
+	ctx, cancel := context.WithTimeout(c.Context, c.Duration("timeout"))
+	defer cancel()
+	raw, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, explainDial(name, addr, err)
+	}
+	conn := tls.Client(noSilentEnd{raw}, conf)
+	if err := conn.HandshakeContext(ctx); err != nil {
+		raw.Close()
+		return nil, explainDial(name, addr, err)
+	}
+	return conn, nil
+}
+
+// deviceTLS is how --ca, --cert, --key and --device meet a host. d may be nil.
+func deviceTLS(c *cli.Context, d *machine.Device, name string) (*tls.Config, error) {
 	conf := &tls.Config{ServerName: name, MinVersion: tls.VersionTLS12}
 	if f := c.String("ca"); f != "" {
 		pem, err := os.ReadFile(f)
@@ -139,24 +160,19 @@ func dialHost(c *cli.Context, d *machine.Device) (*tls.Conn, error) {
 		// Given by callback so that it is shown whatever CA names the server sends.
 		conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
 	}
-	addr := net.JoinHostPort(name, port)
+	return conf, nil
+}
+
+// dialAddress is what is dialled for a name: --relay, what the device keeps, or
+// the name itself.
+func dialAddress(c *cli.Context, d *machine.Device, name, port string) string {
 	if r := c.String("relay"); r != "" {
-		addr = net.JoinHostPort(splitHost(r))
-	} else if d != nil && d.Address() != "" {
-		addr = d.Address()
+		return net.JoinHostPort(splitHost(r))
 	}
-	ctx, cancel := context.WithTimeout(c.Context, c.Duration("timeout"))
-	defer cancel()
-	raw, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
-	if err != nil {
-		return nil, explainDial(name, addr, err)
+	if d != nil && d.Address() != "" {
+		return d.Address()
 	}
-	conn := tls.Client(noSilentEnd{raw}, conf)
-	if err := conn.HandshakeContext(ctx); err != nil {
-		raw.Close()
-		return nil, explainDial(name, addr, err)
-	}
-	return conn, nil
+	return net.JoinHostPort(name, port)
 }
 
 // noSilentEnd makes an end of TCP that TLS did not announce an error. crypto/tls

@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -18,12 +17,17 @@ import (
 
 	"github.com/sallyport/sallyport/agent"
 	"github.com/sallyport/sallyport/agent/control"
+	"github.com/sallyport/sallyport/mqttbridge/executor"
 	"github.com/sallyport/sallyport/relay"
 	"github.com/sallyport/sallyport/relay/admin"
 	"github.com/sallyport/sallyport/relay/registry"
 )
 
 const demoDomain = "sallyport.localhost"
+
+// demoLife is how long a command may be on its way while the story plays: the
+// least that an agent takes.
+const demoLife = 2 * time.Second
 
 func demoCommand(io stdio) *cli.Command {
 	return &cli.Command{
@@ -60,6 +64,7 @@ func demo(c *cli.Context, io stdio) error {
 		return err
 	}
 	if c.Bool("once") {
+		w.life = demoLife // so that nobody waits for a late command
 		return errors.Join(playStory(c.Context, io.out, w), w.close())
 	}
 	err = w.stay(c.Context, io.out)
@@ -78,6 +83,8 @@ type demoWorld struct {
 	addr    string // the relay's
 	admin   *admin.Client
 	apps    *homeApps
+	home    *homeBroker
+	life    time.Duration // of a command on its way; 0: the agent's default
 	udp     *firewall
 	stop    context.CancelFunc
 	wg      sync.WaitGroup
@@ -98,6 +105,10 @@ func newDemoWorld(ctx context.Context, dir, listen string, logger *slog.Logger) 
 	if w.apps, err = startHomeApps(); err != nil {
 		return nil, err
 	}
+	if w.home, err = startHomeBroker(); err != nil {
+		w.apps.close()
+		return nil, err
+	}
 	for _, addr := range []string{listen, net.JoinHostPort(ap.Addr().String(), "0")} {
 		w.relay, w.closing, err = openRelay(relay.Config{
 			DataDir: w.relayDir(), Domain: demoDomain, Listen: addr, HTTP: "off",
@@ -113,6 +124,7 @@ func newDemoWorld(ctx context.Context, dir, listen string, logger *slog.Logger) 
 	}
 	if err != nil {
 		w.apps.close()
+		w.home.close()
 		return nil, err
 	}
 	w.addr = w.relay.Addr().String()
@@ -133,6 +145,7 @@ func (w *demoWorld) close() error {
 	w.wg.Wait()
 	w.closing()
 	w.apps.close()
+	w.home.close()
 	select {
 	case err := <-w.failed:
 		return err
@@ -147,8 +160,13 @@ func (w *demoWorld) startAgent(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	m, err := demoMQTT(w.home.addr)
+	if err != nil {
+		return err
+	}
 	a, err := agent.New(agent.Config{
-		DataDir: w.agentDir(), Token: t.String(), Name: "demo-home", Software: softwareVersion(),
+		DataDir: w.agentDir(), Token: t.String(), Name: demoHomeName, Software: softwareVersion(),
+		MQTT: m, Actions: []executor.Action{garageAction(w.life)},
 		Logger: w.logger.With("at", "agent"), ListenPacket: w.udp.listenPacket,
 	})
 	if err != nil {
@@ -209,6 +227,8 @@ func (w *demoWorld) expose(ctx context.Context) (urls []string, err error) {
 
 // stay prints what runs where and waits for Ctrl-C.
 func (w *demoWorld) stay(ctx context.Context, out io.Writer) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	if err := w.waitAdmin(ctx); err != nil {
 		return err
 	}
@@ -225,7 +245,15 @@ func (w *demoWorld) stay(ctx context.Context, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if _, err := w.enrol(ctx, link, "phone"); err != nil {
+	phone, err := w.enrol(ctx, link, "phone")
+	if err != nil {
+		return err
+	}
+	remote, err := w.meetHome(ctx, phone)
+	if err != nil {
+		return err
+	}
+	if _, err := w.trust(ctx, remote); err != nil {
 		return err
 	}
 	password, err := w.addP12(ctx, "browser")
@@ -235,7 +263,11 @@ func (w *demoWorld) stay(ctx context.Context, out io.Writer) error {
 	if link, err = w.invite(ctx, "my-browser", demoLinkTTL); err != nil {
 		return err
 	}
-	fmt.Fprint(out, w.picture(password, link))
+	proxy, err := w.namesForMQTT(ctx)
+	if err != nil {
+		return err
+	}
+	fmt.Fprint(out, w.picture(password, link, proxy))
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
@@ -246,48 +278,6 @@ func (w *demoWorld) stay(ctx context.Context, out io.Writer) error {
 
 // demoLinkTTL is how long the printed link waits for somebody to try it.
 const demoLinkTTL = 24 * time.Hour
-
-func (w *demoWorld) picture(password, link string) string {
-	_, port, _ := net.SplitHostPort(w.addr)
-	relay := fmt.Sprintf("%-37s", "relay on "+w.addr+", TCP and UDP") // as wide as what stands below it
-	r := strings.NewReplacer("{relay}", relay, "{dir}", quoted(w.dir), "{port}", port, "{addr}", w.addr, "{self}", self(), "{pw}", password, "{link}", link,
-		"{web}", w.apps.web.Addr().String(), "{echo}", w.apps.echo.Addr().String(), "{domain}", demoDomain)
-	return r.Replace(`
-you, the device            {relay} home (no port open)
-  curl, browser,   ─TLS─►    web.{domain}   ─┐
-  connect         + cert     echo.{domain}  ─┴◄═QUIC═ agent ─┬► web   http://{web}
-                             any other name: TLS alert                  └► echo  tcp://{echo}
-
-with the certificate (the live clock ends with Ctrl-C):
-  curl --cacert {dir}/ca.pem --cert {dir}/phone/phone.crt --key {dir}/phone/phone.key https://web.{domain}:{port}/
-  curl --cacert {dir}/ca.pem --cert {dir}/phone/phone.crt --key {dir}/phone/phone.key -N https://web.{domain}:{port}/clock
-  printf 'hello\n' | {self} connect --device {dir}/phone echo.{domain}
-without it the handshake fails:
-  curl --cacert {dir}/ca.pem https://web.{domain}:{port}/
-browser: import {dir}/ca.pem as an authority and make it a device with this link, which works once
-  {link}
-or import {dir}/browser.p12 (password {pw}), then open
-  https://web.{domain}:{port}/
-look, and take the certificate back:
-  {self} status --data {dir}/relay
-  {self} status --data {dir}/agent
-  {self} device revoke phone --data {dir}/relay
-
-Ctrl-C ends it and removes {dir}
-`)
-}
-
-// self is how a person calls this program again from the same directory.
-func self() string {
-	exe, err := os.Executable()
-	switch {
-	case err == nil && strings.Contains(exe, "go-build"):
-		return "go run ./cmd/sallyport"
-	case strings.ContainsRune(os.Args[0], filepath.Separator):
-		return quoted(os.Args[0])
-	}
-	return "sallyport"
-}
 
 // waitAdmin waits until the relay's socket answers.
 func (w *demoWorld) waitAdmin(ctx context.Context) error {

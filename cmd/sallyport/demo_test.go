@@ -64,7 +64,7 @@ func TestDemoPictureIsAligned(t *testing.T) {
 	}
 	defer apps.close()
 	for _, addr := range []string{"127.0.0.1:8443", "127.0.0.1:51234", "[::1]:8443"} {
-		lines := strings.Split((&demoWorld{dir: "/d", addr: addr, apps: apps}).picture("pw", "https://x/#y"), "\n")
+		lines := strings.Split((&demoWorld{dir: "/d", addr: addr, apps: apps, home: &homeBroker{addr: "127.0.0.1:1883"}}).picture("pw", "https://x/#y", ""), "\n")
 		column := func(line int, word string) int {
 			before, _, ok := strings.Cut(lines[line], word)
 			if !ok {
@@ -72,8 +72,10 @@ func TestDemoPictureIsAligned(t *testing.T) {
 			}
 			return utf8.RuneCountInString(before)
 		}
-		if column(3, "┬►") != column(4, "└►") || column(1, "home (") != column(3, "agent") || column(2, "┐") != column(3, "┴") {
-			t.Errorf("not aligned:\n%s", strings.Join(lines[:5], "\n"))
+		near, far := column(3, "┼"), column(3, "┬►")
+		if column(4, "├►") != far || column(5, "└►") != far || column(1, "home (") != column(3, "agent") ||
+			column(2, "┐") != near || column(4, "┤") != near || column(5, "┘") != near {
+			t.Errorf("not aligned:\n%s", strings.Join(lines[:6], "\n"))
 		}
 	}
 }

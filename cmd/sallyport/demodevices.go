@@ -94,7 +94,7 @@ func stepDevice(ctx context.Context, s *story) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	s.phone = d.TLS()
+	s.device, s.phone = d, d.TLS()
 	if _, err := s.w.enrol(ctx, link, "thief"); err == nil {
 		return "", errors.New("the link worked twice")
 	} else if no, ok := errors.AsType[*machine.Refusal](err); !ok || no.Status != http.StatusForbidden {
@@ -131,7 +131,7 @@ func (s *story) get(ctx context.Context, url string, cert *tls.Certificate) (sta
 	if err != nil {
 		return 0, "", err
 	}
-	res, err := s.client(cert).Do(req)
+	res, err := s.w.client(s.roots, cert).Do(req)
 	if u, ok := errors.AsType[*neturl.Error](err); ok {
 		return 0, "", u.Err // without the URL, which may hold a secret
 	} else if err != nil {

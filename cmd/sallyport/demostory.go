@@ -15,6 +15,8 @@ import (
 	"github.com/coder/websocket"
 
 	"github.com/sallyport/sallyport/agent/control"
+	"github.com/sallyport/sallyport/cmd/sallyport/machine"
+	"github.com/sallyport/sallyport/mqttbridge"
 )
 
 // A step is one line of the story: what happens, and the check that it did.
@@ -25,9 +27,12 @@ type step struct {
 
 // story carries what one step leaves for the next.
 type story struct {
-	w     *demoWorld
-	phone tls.Certificate
-	roots *x509.CertPool
+	w       *demoWorld
+	device  *machine.Device // the phone
+	phone   tls.Certificate
+	roots   *x509.CertPool
+	remote  *presser          // the phone's buttons
+	pressed mqttbridge.Signed // the command that opened the door
 }
 
 // playStory is `demo --once`, as a newcomer would see it.
@@ -40,6 +45,11 @@ func playStory(ctx context.Context, out io.Writer, w *demoWorld) error {
 		{"a phone enrols with a one-time link", stepDevice},
 		{"it visits the page", stepVisit},
 		{"it talks to the TCP echo and hears the whole reply", stepEcho},
+		{"the phone's key for commands is compared at home and trusted", stepTrust},
+		{"it opens the garage door", stepPress},
+		{"the command is sent a second time", stepReplay},
+		{"a command is held back on its way", stepLate},
+		{"the phone leaves a note over MQTT", stepNote},
 		{"a TV that cannot hold a certificate visits with a secret", stepToken},
 		{"a visitor without a certificate is refused in the handshake", stepStranger},
 		{"a request for another host than its TLS connection gets 421", stepMisdirected},
@@ -91,15 +101,15 @@ func stepExpose(ctx context.Context, s *story) (string, error) {
 }
 
 // client is an HTTP client that dials the relay whatever the name.
-func (s *story) client(cert *tls.Certificate) *http.Client {
-	conf := &tls.Config{RootCAs: s.roots, MinVersion: tls.VersionTLS12}
+func (w *demoWorld) client(roots *x509.CertPool, cert *tls.Certificate) *http.Client {
+	conf := &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
 	if cert != nil {
 		conf.Certificates = []tls.Certificate{*cert}
 	}
 	return &http.Client{Transport: &http.Transport{
 		TLSClientConfig: conf, ForceAttemptHTTP2: true, DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, network, s.w.addr)
+			return (&net.Dialer{}).DialContext(ctx, network, w.addr)
 		},
 	}}
 }
@@ -173,7 +183,7 @@ func stepMisdirected(ctx context.Context, s *story) (string, error) {
 		return "", err
 	}
 	req.Host = "echo." + demoDomain
-	res, err := s.client(&s.phone).Do(req)
+	res, err := s.w.client(s.roots, &s.phone).Do(req)
 	if err != nil {
 		return "", err
 	}
@@ -227,7 +237,7 @@ func stepBlocked(ctx context.Context, s *story) (string, error) {
 
 func stepRevoke(ctx context.Context, s *story) (string, error) {
 	url := "wss" + strings.TrimPrefix(s.url("web"), "https") + "ws"
-	ws, _, err := websocket.Dial(ctx, url, &websocket.DialOptions{HTTPClient: s.client(&s.phone)})
+	ws, _, err := websocket.Dial(ctx, url, &websocket.DialOptions{HTTPClient: s.w.client(s.roots, &s.phone)})
 	if err != nil {
 		return "", err
 	}

@@ -62,7 +62,7 @@ func printErrorOf(w io.Writer, err error, args []string) int {
 // not know. The commands are those of the same machine.
 var (
 	ownersCommand = regexp.MustCompile(`sallyport (status|device (add|list|approve|deny|set|revoke|withdraw|clock)|relay (token|ca|certs|dashboard|release|revoke))\b`)
-	agentsCommand = regexp.MustCompile(`sallyport (status|agent (expose|unexpose))\b`)
+	agentsCommand = regexp.MustCompile(`sallyport (status|agent (expose|unexpose|trust|untrust|pin|found|log))\b`)
 )
 
 // repeatData puts the --data of a command line into the commands that a text

@@ -29,6 +29,7 @@ type relayFile struct {
 	AdminHost    bool        `yaml:"admin_host"`
 	AdminListen  string      `yaml:"admin_listen"`
 	OpenEnrol    bool        `yaml:"open_enrolment"`
+	MQTT         relayMQTT   `yaml:"mqtt"`
 	Log          logSettings `yaml:"log"`
 }
 
@@ -37,6 +38,19 @@ type acmeSection struct {
 	CA    string `yaml:"ca"`
 	Root  string `yaml:"root"`
 	Email string `yaml:"email"`
+}
+
+// relayMQTT is who may speak MQTT where.
+type relayMQTT struct {
+	Off    bool        `yaml:"off"`
+	Listen string      `yaml:"listen"`
+	Allow  []mqttGrant `yaml:"allow"`
+}
+
+type mqttGrant struct {
+	Device    string   `yaml:"device"`
+	Publish   []string `yaml:"publish"`
+	Subscribe []string `yaml:"subscribe"`
 }
 
 type certPair struct {
@@ -74,6 +88,10 @@ func loadRelay(c *cli.Context) (relay.Config, logSettings, error) {
 			CA: setting(c, "acme-ca", rf.ACME.CA), RootFile: setting(c, "acme-root", rf.ACME.Root), Email: setting(c, "acme-email", rf.ACME.Email),
 		},
 	}
+	conf.MQTT = relay.MQTT{Off: boolSetting(c, "mqtt-off", rf.MQTT.Off), Listen: setting(c, "mqtt-listen", rf.MQTT.Listen)}
+	for _, g := range rf.MQTT.Allow {
+		conf.MQTT.Allow = append(conf.MQTT.Allow, relay.MQTTGrant(g))
+	}
 	for _, p := range rf.Certificates {
 		conf.CertFiles = append(conf.CertFiles, certs.Pair{Cert: p.Cert, Key: p.Key})
 	}
@@ -109,6 +127,8 @@ func flagOf(key string) string {
 		return "cert"
 	case "acme": // the section as a whole: it does not go with certs
 		return "certs"
+	case "mqtt": // likewise: what is off needs no address
+		return "mqtt-off"
 	}
 	return strings.NewReplacer("_", "-", ".", "-").Replace(key)
 }

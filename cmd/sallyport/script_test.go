@@ -20,7 +20,22 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"sallyport": main, "echod": echod})
+	testscript.Main(m, map[string]func(){"sallyport": main, "echod": echod, "brokerd": brokerd})
+}
+
+// brokerd is the demo's home broker with its garage door, and a fan that
+// announces itself to Home Assistant: it prints its address and stays.
+func brokerd() {
+	b, err := startHomeBroker()
+	if err != nil {
+		panic(err)
+	}
+	const fan = `{"name":"Fan","cmd_t":"fan/set","stat_t":"fan/state","uniq_id":"f1"}`
+	if err := b.server.Publish("homeassistant/switch/fan/config", []byte(fan), true, 1); err != nil {
+		panic(err)
+	}
+	fmt.Println(b.addr)
+	select {}
 }
 
 // echod is a service at home: it prints its address and says back what it

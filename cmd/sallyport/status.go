@@ -169,6 +169,7 @@ func printJSON(out io.Writer, v any) error {
 func printRelay(out io.Writer, st admin.Status) {
 	fmt.Fprintf(out, "relay %s  domain %s  listens on %s  up %s\n", st.Version, st.Domain, strings.Join(st.Listen, ", "), ago(st.Started))
 	fmt.Fprintf(out, "certificates %s  decoy %s  visitors %d  devices %d\n", st.Certs, st.Decoy, st.Visitors, st.Devices)
+	printHub(out, st.MQTT)
 	w := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
 	if len(st.Agents) > 0 {
 		fmt.Fprintln(w, "\nAGENT\tSTATE\tTRANSPORT\tRTT\tSTREAMS\tIN\tOUT")
@@ -232,6 +233,7 @@ func printAgent(out io.Writer, st control.Status) {
 	if st.Error != "" {
 		fmt.Fprintf(out, "last error (%s ago): %s\n", ago(st.ErrorAt), st.Error)
 	}
+	printMQTT(out, st.MQTT)
 	w := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
 	if len(st.Services) > 0 {
 		fmt.Fprintln(w, "\nSERVICE\tTARGET\tAUTH\tURL\tFROM")
@@ -244,6 +246,7 @@ func printAgent(out io.Writer, st control.Status) {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", s.Name, s.Target, s.Auth, where, s.Origin)
 	}
 	w.Flush()
+	printActions(out, st.Actions)
 	for _, warn := range st.Warnings {
 		fmt.Fprintf(out, "\nwarning: %s\n", warn)
 	}

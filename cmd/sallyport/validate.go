@@ -56,14 +56,18 @@ func validateFile(c *cli.Context, io stdio) error {
 
 // looksLikeAgent decides by the keys that only one of the two has.
 func looksLikeAgent(name string) bool {
-	var any map[string]any
-	if !configfile.Keys(name, &any) {
+	var keys map[string]any
+	if !configfile.Keys(name, &keys) {
 		return strings.Contains(name, "agent")
 	}
-	_, services := any["services"]
-	_, token := any["token_file"]
-	_, domain := any["domain"]
-	return (services || token) && !domain
+	_, services := keys["services"]
+	_, token := keys["token_file"]
+	_, actions := keys["actions"]
+	mqtt, _ := keys["mqtt"].(map[string]any)
+	_, broker := mqtt["broker"]
+	_, topics := mqtt["topics"]
+	_, domain := keys["domain"]
+	return (services || token || actions || broker || topics) && !domain
 }
 
 func configCommand(io stdio) *cli.Command {
