@@ -81,7 +81,10 @@ func TestAdminHost(t *testing.T) {
 			t.Fatal(err)
 		}
 		live := w.Watch("the dashboard's events", res.Body)
-		w.Sleep(time.Second)
+		w.Sleep(2 * time.Minute)
+		if err := live.Ended(); err != nil {
+			t.Errorf("the dashboard's events: %v", err)
+		}
 		changed := time.Now()
 		change(w, r, "anna", admin.DeviceChange{Admin: &no})
 		allCut(t, []*world.Watch{live}, changed, time.Second)

@@ -16,7 +16,7 @@ import (
 // quick: one turn of each benchmark, for a look; everything is smaller then.
 func quick() bool { return flag.Lookup("test.benchtime").Value.String() == "1x" }
 
-func size[N int | int64](full, small N) N {
+func size[N ~int | ~int64](full, small N) N {
 	if quick() {
 		return small
 	}

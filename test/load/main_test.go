@@ -13,13 +13,14 @@ import (
 
 // lab is what all benchmarks share: made by TestMain, filled when first needed.
 type lab struct {
-	dir    string
-	table  *table
-	mu     sync.Mutex // guards started
-	began  []*process
-	home   func() (*home, error)
-	binary func() (string, error)
-	peers  func() (*peers, error) // for all but the memory benchmarks
+	dir       string
+	table     *table
+	mu        sync.Mutex // guards started
+	began     []*process
+	home      func() (*home, error)
+	binary    func() (string, error)
+	peers     func() (*peers, error) // for all but the memory benchmarks
+	crossings map[way]*crossing      // of the MQTT benchmarks, made when first needed
 }
 
 var theLab *lab
@@ -42,7 +43,7 @@ func runInLab(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	l := &lab{dir: dir, table: &table{}}
+	l := &lab{dir: dir, table: &table{}, crossings: map[way]*crossing{}}
 	l.home = sync.OnceValues(l.openHome)
 	l.binary = sync.OnceValues(l.build)
 	l.peers = sync.OnceValues(func() (*peers, error) { return l.startPeers(everyPeer...) })

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"runtime/pprof"
 	"syscall"
 
@@ -24,40 +25,96 @@ import (
 // The test binary started again with roleEnv set is one of the programs.
 const (
 	roleEnv    = "SALLYPORT_LOAD_ROLE"
-	targetEnv  = "SALLYPORT_LOAD_TARGET"  // splice: where to
-	dataEnv    = "SALLYPORT_LOAD_DATA"    // relay, agent: state directory
+	targetEnv  = "SALLYPORT_LOAD_TARGET"  // splice, detour: where to
+	holdEnv    = "SALLYPORT_LOAD_HOLD"    // detour: how long it takes, one way
+	dataEnv    = "SALLYPORT_LOAD_DATA"    // relay, agent: state directory; door: certificates
+	addressEnv = "SALLYPORT_LOAD_ADDRESS" // relay: what agents dial, if not where it listens
 	tokenEnv   = "SALLYPORT_LOAD_TOKEN"   // agent: file
 	carrierEnv = "SALLYPORT_LOAD_CARRIER" // agent: quic or tcp
-	profileEnv = "SALLYPORT_LOAD_PROFILE" // relay, agent: directory of CPU profiles
+	brokerEnv  = "SALLYPORT_LOAD_BROKER"  // agent: URL of the home broker, if there is one
+	profileEnv = "SALLYPORT_LOAD_PROFILE" // relay, agent: directory of CPU profiles, if they are wanted
 )
 
 func play(role string) error {
-	if role == "splice" {
+	switch role {
+	case "splice":
 		return playSplice(os.Getenv(targetEnv))
+	case "detour":
+		return playDetour(os.Getenv(targetEnv), os.Getenv(holdEnv))
+	case "broker":
+		return playBroker()
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	data := os.Getenv(dataEnv)
-	f, err := os.Create(filepath.Join(os.Getenv(profileEnv), filepath.Base(data)+".pprof"))
+	go tidy(ctx, data)
+	f, err := openProfile(data, "cpu")
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	if err := pprof.StartCPUProfile(f); err != nil {
-		return err
+	if f != nil {
+		defer f.Close()
+		if err := pprof.StartCPUProfile(f); err != nil {
+			return err
+		}
+		defer pprof.StopCPUProfile()
 	}
-	defer pprof.StopCPUProfile()
 	logger := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	if role == "relay" {
+	switch role {
+	case "relay":
 		return playRelay(ctx, data, logger)
+	case "door":
+		return playDoor(ctx, data)
 	}
+	return playAgent(ctx, data, logger)
+}
+
+// openProfile returns nil when no profiles are wanted.
+func openProfile(data, what string) (*os.File, error) {
+	dir := os.Getenv(profileEnv)
+	if dir == "" {
+		return nil, nil
+	}
+	name := filepath.Base(filepath.Dir(data)) + "-" + filepath.Base(data) + "." + what // several relays in a run
+	return os.Create(filepath.Join(dir, name))
+}
+
+// tidy collects garbage at SIGUSR1, and gives the system its memory back. When
+// profiles are wanted it leaves one of what is still there.
+func tidy(ctx context.Context, data string) {
+	usr := make(chan os.Signal, 1)
+	signal.Notify(usr, syscall.SIGUSR1)
+	for {
+		select {
+		case <-usr:
+			debug.FreeOSMemory()
+			for _, what := range []string{"heap", "goroutine"} {
+				if f, err := openProfile(data, what); err == nil && f != nil {
+					_ = pprof.Lookup(what).WriteTo(f, 1)
+					f.Close()
+				}
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// playAgent is `agent up`.
+func playAgent(ctx context.Context, data string, logger *slog.Logger) error {
 	token, err := os.ReadFile(os.Getenv(tokenEnv))
 	if err != nil {
 		return err
 	}
-	a, err := agent.New(agent.Config{
+	cfg := agent.Config{
 		DataDir: data, Token: string(token), Name: "home", Logger: logger, TransportNames: []string{os.Getenv(carrierEnv)},
-	})
+	}
+	if broker := os.Getenv(brokerEnv); broker != "" {
+		if cfg.MQTT, cfg.Actions, err = householdConfig(broker); err != nil {
+			return err
+		}
+	}
+	a, err := agent.New(cfg)
 	if err != nil {
 		return err
 	}
@@ -74,7 +131,7 @@ func playRelay(ctx context.Context, data string, logger *slog.Logger) error {
 		return err
 	}
 	defer kv.Close()
-	r, err := relay.New(relay.Config{DataDir: data, Domain: domain, Store: kv, Listen: "127.0.0.1:0", HTTP: "off", Logger: logger})
+	r, err := relay.New(relay.Config{DataDir: data, Domain: domain, Store: kv, Listen: "127.0.0.1:0", HTTP: "off", Address: os.Getenv(addressEnv), Logger: logger})
 	if err != nil {
 		return err
 	}

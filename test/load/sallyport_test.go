@@ -32,14 +32,22 @@ type sallyport struct {
 func profiling() bool { return os.Getenv(profileEnv) != "" }
 
 // startRelay starts a relay in dir and makes a device.
-func (l *lab) startRelay(dir string) (*sallyport, error) {
+func (l *lab) startRelay(dir string) (*sallyport, error) { return l.startRelayAt(dir, "", profiling()) }
+
+// startRelayAt is for agents that dial another address than the relay's, if one
+// is given. The relay of the test binary can be told to tidy up.
+func (l *lab) startRelayAt(dir, address string, fromTest bool) (*sallyport, error) {
 	data := filepath.Join(dir, "relay")
 	s := &sallyport{lab: l, dir: dir, admin: admin.NewClient(data)}
 	var err error
-	if profiling() {
-		s.relay, err = l.startSelf("relay", "relay", nil, dataEnv+"="+data)
+	if fromTest {
+		s.relay, err = l.startSelf("relay", "relay", nil, dataEnv+"="+data, addressEnv+"="+address)
 	} else {
-		s.relay, err = l.startBinary("relay", "relay", "up", "--data", data, "--domain", domain, "--listen", "127.0.0.1:0", "--http", "off")
+		args := []string{"relay", "up", "--data", data, "--domain", domain, "--listen", "127.0.0.1:0", "--http", "off"}
+		if address != "" {
+			args = append(args, "--address", address)
+		}
+		s.relay, err = l.startBinary("relay", args...)
 	}
 	if err != nil {
 		return nil, err
@@ -69,21 +77,29 @@ func (l *lab) startBinary(name string, args ...string) (*process, error) {
 	return l.start(name, nil, nil, append([]string{exe}, args...)...)
 }
 
-// addDevice is `device add` and `relay ca`.
-func (s *sallyport) addDevice(ctx context.Context) error {
+// newDevice is `device add`.
+func (s *sallyport) newDevice(ctx context.Context, name string) (tls.Certificate, error) {
 	key, err := pki.NewKey()
 	if err != nil {
-		return err
+		return tls.Certificate{}, err
 	}
 	csr, err := pki.NewCSR(key)
 	if err != nil {
-		return err
+		return tls.Certificate{}, err
 	}
-	issued, err := s.admin.AddDevice(ctx, admin.DeviceRequest{Name: "load", CSR: csr})
+	issued, err := s.admin.AddDevice(ctx, admin.DeviceRequest{Name: name, CSR: csr})
 	if err != nil {
+		return tls.Certificate{}, err
+	}
+	return tls.Certificate{Certificate: [][]byte{issued.Cert}, PrivateKey: key}, nil
+}
+
+// addDevice is `device add` and `relay ca`.
+func (s *sallyport) addDevice(ctx context.Context) error {
+	var err error
+	if s.device, err = s.newDevice(ctx, "load"); err != nil {
 		return err
 	}
-	s.device = tls.Certificate{Certificate: [][]byte{issued.Cert}, PrivateKey: key}
 	ca, err := s.admin.CA(ctx)
 	if err != nil {
 		return err

@@ -67,7 +67,7 @@ func (t *table) cost(k key, services ...string) float64 {
 // another peer, or the nearest that the peer has.
 func (t *table) baseline(k key, peer string) float64 {
 	k.peer = peer
-	nearest := map[string]string{"pass": "raw", "h2": "http"}[k.service]
+	nearest := map[string]string{"pass": "raw", "h2": "http", "challenge first": "topic", "prefetched": "topic"}[k.service]
 	return t.cost(k, k.service, nearest)
 }
 
@@ -102,7 +102,12 @@ func (t *table) printSection(w io.Writer, section string) {
 			rows = append(rows, row)
 		}
 	}
-	fmt.Fprintf(w, "\n%s; [× floor, × haproxy]\n", section)
+	bases := t.bases(section)
+	fmt.Fprintf(w, "\n%s", section)
+	if len(bases) > 0 {
+		fmt.Fprintf(w, "; [× %s]", strings.Join(bases, ", × "))
+	}
+	fmt.Fprintln(w)
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(tw, "\t\t%s\n", strings.Join(columns, "\t"))
 	for _, row := range rows {
@@ -110,7 +115,7 @@ func (t *table) printSection(w io.Writer, section string) {
 		for _, column := range columns {
 			fmt.Fprint(tw, "\t")
 			if c := at[[2]string{row, column}]; c != nil {
-				fmt.Fprint(tw, t.text(c))
+				fmt.Fprint(tw, t.text(c, bases))
 			}
 		}
 		fmt.Fprintln(tw)
@@ -118,7 +123,17 @@ func (t *table) printSection(w io.Writer, section string) {
 	tw.Flush()
 }
 
-func (t *table) text(c *cell) string {
+// bases are the peers of a section that the others are compared with.
+func (t *table) bases(section string) (found []string) {
+	for _, base := range []string{"floor", "haproxy", "mosquitto", "quiet", "door alone"} {
+		if slices.ContainsFunc(t.cells, func(c *cell) bool { return c.section == section && c.peer == base }) {
+			found = append(found, base)
+		}
+	}
+	return found
+}
+
+func (t *table) text(c *cell, bases []string) string {
 	cost := median(c.costs)
 	s := fmt.Sprintf("%.3g", cost)
 	if cost >= 1000 {
@@ -127,7 +142,14 @@ func (t *table) text(c *cell) string {
 	if c.second != "" {
 		s += fmt.Sprintf(" "+c.second, median(c.seconds))
 	}
-	return s + " [" + ratio(cost, t.baseline(c.key, "floor")) + ", " + ratio(cost, t.baseline(c.key, "haproxy")) + "]"
+	var ratios []string
+	for _, base := range bases {
+		ratios = append(ratios, ratio(cost, t.baseline(c.key, base)))
+	}
+	if len(ratios) > 0 {
+		s += " [" + strings.Join(ratios, ", ") + "]"
+	}
+	return s
 }
 
 func ratio(cost, base float64) string {

@@ -7,12 +7,15 @@ import (
 	"net/http"
 	"path/filepath"
 	"slices"
+	"sync"
 	"syscall"
 	"time"
 
 	"github.com/sallyport/sallyport/agent"
 	"github.com/sallyport/sallyport/agent/control"
 	"github.com/sallyport/sallyport/agent/service"
+	"github.com/sallyport/sallyport/mqttbridge/executor"
+	"github.com/sallyport/sallyport/protocol/tunnel/tunneltest"
 )
 
 // A Home is an agent, its machine, and the apps on its network. The apps go on
@@ -22,6 +25,8 @@ type Home struct {
 	Relay      *Relay
 	Transports []string         // of the next Start; nil: all
 	Clock      func() time.Time // of the next Start; nil: the true time
+	MQTT       *agent.MQTT      // of the next Start
+	Actions    []executor.Action
 
 	token    string
 	dir      string
@@ -36,6 +41,11 @@ type homeRun struct {
 	agent   *agent.Agent
 	cancel  context.CancelFunc
 	ended   chan error
+	home    *Home
+
+	mu     sync.Mutex // guards what follows
+	killed bool
+	local  map[*localConn]struct{} // open to apps
 }
 
 // NewHome makes a home that has a token but was never started. The first home
@@ -70,11 +80,14 @@ func (r *Relay) Home(name string, services ...Service) *Home {
 
 // add runs an app and lists it.
 func (h *Home) add(s Service) {
-	addr := fmt.Sprintf("10.0.0.%d:80", len(h.apps)+1)
+	addr := h.nextAddr()
 	s.entry.Target += addr
 	h.services = append(h.services, s.entry)
 	h.serve(addr, s)
 }
+
+// nextAddr is the next free address on the home network.
+func (h *Home) nextAddr() string { return fmt.Sprintf("10.0.0.%d:80", len(h.apps)+1) }
 
 // Offer adds services to the agent that runs.
 func (h *Home) Offer(services ...Service) {
@@ -135,20 +148,60 @@ func (h *Home) dialApp(_ context.Context, _, addr string) (net.Conn, error) {
 	return near, nil
 }
 
+// dial is the way of one process to the apps.
+func (run *homeRun) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	run.mu.Lock()
+	defer run.mu.Unlock()
+	if run.killed {
+		return nil, &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ENETDOWN}
+	}
+	c, err := run.home.dialApp(ctx, network, addr)
+	if err != nil {
+		return nil, err
+	}
+	l := &localConn{Conn: c.(*tunneltest.Conn), run: run}
+	run.local[l] = struct{}{}
+	return l, nil
+}
+
+// kill resets what the process had open on the home network.
+func (run *homeRun) kill() {
+	run.mu.Lock()
+	defer run.mu.Unlock()
+	run.killed = true
+	for c := range run.local {
+		c.Abort()
+	}
+}
+
+// A localConn is a connection to an app, known to its process.
+type localConn struct {
+	*tunneltest.Conn
+	run *homeRun
+}
+
+func (c *localConn) Close() error {
+	c.run.mu.Lock()
+	delete(c.run.local, c)
+	c.run.mu.Unlock()
+	return c.Conn.Close()
+}
+
 // Start runs the agent; it joins when it has not.
 func (h *Home) Start() {
 	w := h.w
 	w.T.Helper()
 	p := h.start()
-	run := &homeRun{process: p, ended: make(chan error, 1)}
+	run := &homeRun{process: p, ended: make(chan error, 1), home: h, local: map[*localConn]struct{}{}}
 	now := h.Clock
 	if now == nil {
 		now = w.Now
 	}
 	a, err := agent.New(agent.Config{
+		MQTT: h.MQTT, Actions: h.Actions,
 		DataDir: h.dir, Token: h.token, Name: h.Name, Services: slices.Clone(h.services), Software: "world",
 		Logger: w.log.With("at", h.Name), TransportNames: h.Transports,
-		Now: now, ListenPacket: p.dialUDP, DialContext: p.dialTCP, Resolve: w.resolve, DialService: h.dialApp,
+		Now: now, ListenPacket: p.dialUDP, DialContext: p.dialTCP, Resolve: w.resolve, DialService: run.dial,
 		Network: func() string { return "" }, ListenControl: func(string) (net.Listener, error) { return nil, nil },
 	})
 	if err != nil {
@@ -176,10 +229,14 @@ func (h *Home) Kill() {
 	run := h.run
 	h.run = nil
 	run.process.kill()
+	run.kill()
 	h.dir = snapshot(h.w.T, h.dir)
 	run.cancel()
 	h.w.atEnd(func() { h.w.awaitEnd(h.Name+" (killed)", run.ended) })
 }
+
+// Control is what the agent's owner may ask of it.
+func (h *Home) Control() control.Agent { return h.run.agent.Control() }
 
 // Status is the agent's picture of itself.
 func (h *Home) Status() control.Status { return h.run.agent.Status() }
