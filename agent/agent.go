@@ -47,6 +47,8 @@ type Agent struct {
 	warnings   warnings
 	roads      roads // to the relay's own services
 	household  atomic.Pointer[household]
+	// householdFault is why there is none, though it is wanted.
+	householdFault atomic.Pointer[string]
 }
 
 // New checks the configuration. It starts nothing and writes nothing.
@@ -111,11 +113,16 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	a.uplink.Store(up)
 	if a.cfg.MQTT != nil {
-		h, err := a.openHousehold()
-		if err != nil {
-			return err
+		if h, err := a.openHousehold(); err != nil {
+			// The tunnel must not end with a damaged file of commands; these and
+			// MQTT stay shut.
+			a.log.Error("MQTT and commands do not run", "err", err)
+			text := fmt.Sprintf("MQTT and commands do not run: %v; mend it and restart the agent", err)
+			a.householdFault.Store(&text)
+		} else {
+			a.warnSideDoors()
+			defer a.runHousehold(ctx, h)()
 		}
-		defer a.runHousehold(ctx, h)()
 	}
 	return up.Run(ctx, a.serve)
 }
@@ -270,6 +277,9 @@ func (a *Agent) Status() control.Status {
 	}
 	s.Warnings = a.Warnings()
 	a.household.Load().status(&s)
+	if fault := a.householdFault.Load(); fault != nil {
+		s.Warnings = append(s.Warnings, *fault)
+	}
 	up := a.uplink.Load()
 	if up == nil {
 		return s

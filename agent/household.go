@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -66,7 +67,7 @@ func (a *Agent) openHousehold() (*household, error) {
 	id, m := a.identity.Load(), a.cfg.MQTT
 	h := &household{broker: m.Broker.URL}
 	log := a.log.With("part", "mqtt")
-	fail := func(err error) (*household, error) { return nil, class(ErrConfig, errors.Join(err, h.close())) }
+	fail := func(err error) (*household, error) { return nil, errors.Join(err, h.close()) }
 	var err error
 	if h.queue, err = queue.Open(filepath.Join(a.dir.Path(), queueFile), queue.Options{Now: a.cfg.Now, Logger: log}); err != nil {
 		return fail(err)
@@ -134,6 +135,24 @@ func (a *Agent) runHousehold(ctx context.Context, h *household) (stop func()) {
 		if err := h.close(); err != nil {
 			a.log.Warn("closing the state of MQTT", "err", err)
 		}
+	}
+}
+
+// warnSideDoors says once that a service whose TLS ends at the relay may switch
+// the same things as the actions: there no signature protects them (DESIGN §9).
+func (a *Agent) warnSideDoors() {
+	if len(a.cfg.Actions) == 0 {
+		return
+	}
+	var names []string
+	for _, s := range a.offer.status() {
+		if strings.HasPrefix(s.Target, "http") || strings.HasPrefix(s.Target, "h2c") {
+			names = append(names, s.Name)
+		}
+	}
+	if len(names) > 0 {
+		a.log.Warn("who owns the relay can use the services whose TLS ends there; if one of them switches what an action does, "+
+			"the action's signature protects nothing", "services", names)
 	}
 }
 

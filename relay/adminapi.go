@@ -89,6 +89,9 @@ func (r *Relay) status(ctx context.Context) (admin.Status, error) {
 			st.Warnings = append(st.Warnings, lack)
 		}
 	}
+	if r.bridgeFault != nil {
+		st.Warnings = append(st.Warnings, fmt.Sprintf("MQTT and commands do not run: %v; mend it and restart the relay", r.bridgeFault))
+	}
 	for _, w := range []string{r.devices.ClockWarning(now), r.clock.warning()} {
 		if w != "" {
 			st.Warnings = append(st.Warnings, w)

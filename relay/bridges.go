@@ -215,10 +215,10 @@ func (b *bridges) deviceLost(d devices.Device) {
 	if b == nil {
 		return
 	}
+	b.dispatch.EndDevice(d.Name) // first: it waits for no disk
 	if now, ok := b.r.devices.Get(d.Name); !ok || now.Revoked {
 		b.hub.Forget(d.Name)
 	}
-	b.dispatch.EndDevice(d.Name)
 }
 
 func (b *bridges) agentRevoked(id string) {

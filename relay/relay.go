@@ -63,16 +63,18 @@ type Relay struct {
 	reminder   *reminder
 	clock      clockWatch
 	registry   *registry.Registry
-	bridges    *bridges    // MQTT and commands
-	ready      atomic.Bool // Listen has built the first routes
-	door       *door.Door
-	router     *edge.Router
-	mqttRouter *edge.Router // of the hub's own port: knows its host and nothing else
-	sites      atomic.Pointer[names.Table[*door.Site]]
-	public     *publicCerts
-	decoy      atomic.Pointer[decoy]
-	joinLimit  *limiter
-	denials    *denials // audit lines about those who were refused
+	bridges    *bridges // MQTT and commands
+	// bridgeFault is why there are none, though they are wanted.
+	bridgeFault error
+	ready       atomic.Bool // Listen has built the first routes
+	door        *door.Door
+	router      *edge.Router
+	mqttRouter  *edge.Router // of the hub's own port: knows its host and nothing else
+	sites       atomic.Pointer[names.Table[*door.Site]]
+	public      *publicCerts
+	decoy       atomic.Pointer[decoy]
+	joinLimit   *limiter
+	denials     *denials // audit lines about those who were refused
 
 	tcp  net.Listener
 	udp  net.PacketConn
@@ -165,8 +167,10 @@ func (r *Relay) Listen() error {
 	if err := r.openOwnHosts(); err != nil {
 		return errors.Join(err, r.Close())
 	}
-	if r.bridges, err = r.openBridges(); err != nil {
-		return errors.Join(err, r.Close())
+	if r.bridges, r.bridgeFault = r.openBridges(); r.bridgeFault != nil {
+		// Visitors must not be shut out by a damaged mailbox.
+		r.log.Error("MQTT and commands do not run", "err", r.bridgeFault)
+		r.event("mqtt.failed", slog.String("error", r.bridgeFault.Error()))
 	}
 	d, err := r.makeDecoy(r.conf.decoy())
 	if err != nil {

@@ -14,7 +14,7 @@ import (
 
 // features are what this relay has for agents beside carrying visitors.
 func (r *Relay) features() []string {
-	if r.conf.MQTT.Off {
+	if r.bridges == nil {
 		return nil
 	}
 	return []string{protocol.FeatureMQTT, protocol.FeatureCommands}

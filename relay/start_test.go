@@ -1,6 +1,8 @@
 package relay
 
 import (
+	"errors"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -70,10 +72,16 @@ func TestBrokenStateRefusesToStart(t *testing.T) {
 func TestStateFilesArePrivate(t *testing.T) {
 	r := startRelay(t, func(c *Config) { c.Decoy = DecoyPage })
 	err := filepath.WalkDir(r.conf.DataDir, func(path string, d os.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // a socket on its way to its name
+		}
 		if err != nil {
 			return err
 		}
 		info, err := d.Info()
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
 		if err != nil {
 			return err
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"path"
 	"slices"
 	"time"
 
@@ -45,7 +46,7 @@ type Action struct {
 	// Topic and Payload are what is published at the home broker, never
 	// retained. Payload has at most 4 KiB.
 	Topic, Payload string
-	// QoS is 1 or 2. 0 is 1 too: with MQTT's 0 nobody would ever know whether
+	// QoS is 1, also when 0 is written: with MQTT's 0 nobody would ever know whether
 	// the broker took it.
 	QoS byte
 
@@ -154,16 +155,28 @@ func Check(actions []Action) []Fault {
 	return faults
 }
 
-// Topics returns the topics at the home broker that the actions publish to,
-// sorted: no topic rule may let anything in there. Actions with faults count as
-// far as they can be read.
+// Topics returns the topics at the home broker that no topic rule may let
+// anything in to, as filters, sorted: those that the actions publish to, where it
+// would be a command without a judge; and those of their acks and states, where
+// it would say "done" of what was not. Of devices that take commands on sibling
+// topics as well (Tasmota's Backlog, Zigbee2MQTT's set/state) all of them. Actions
+// with faults count as far as they can be read.
 func Topics(actions []Action) []string {
 	var topics []string
 	for _, a := range actions {
-		if r, _ := a.resolve(); r.Topic != "" {
-			topics = append(topics, r.Topic)
+		r, _ := a.resolve()
+		topics = append(topics, r.Topic, r.State)
+		if r.Ack != nil {
+			topics = append(topics, r.Ack.Topic)
+		}
+		switch dir := path.Dir(r.Topic); {
+		case r.Preset == "tasmota":
+			topics = append(topics, dir+"/#")
+		case r.Preset == "zigbee2mqtt":
+			topics = append(topics, r.Topic+"/#")
 		}
 	}
+	topics = slices.DeleteFunc(topics, func(t string) bool { return mqttbridge.CheckFilter(t) != nil })
 	slices.Sort(topics)
 	return slices.Compact(topics)
 }

@@ -150,8 +150,8 @@ func (a *Action) check() (faults []Fault) {
 	if len(a.Payload) > maxPayload {
 		fault("payload", "a payload has at most %d bytes", maxPayload)
 	}
-	if a.QoS > 2 {
-		fault("qos", "%d is no quality of service; write 1", a.QoS)
+	if a.QoS > 1 {
+		fault("qos", "%d is not used here: a command is published once, at QoS 1, and never again; leave it out", a.QoS)
 	}
 	switch a.Confirm {
 	case mqttbridge.ConfirmNone, mqttbridge.ConfirmHold, mqttbridge.ConfirmPIN:

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"maps"
 	"time"
 
 	"github.com/sallyport/sallyport/mqttbridge"
@@ -147,9 +148,12 @@ func (j *judgement) publish(r record, release func()) {
 	// The end of the program does not cut this short: an outcome that is known
 	// is worth some seconds. The end of the challenge's life does: what the
 	// broker did not take by then must not lie in some buffer.
-	wait := minPublish
+	wait := publishTimeout
 	if j.challenge != nil {
-		wait = max(wait, j.challenge.left(a.Life))
+		if wait = j.challenge.left(a.Life); wait < minPublish {
+			j.unpublished(r, j.tooLate(j.challenge), release)
+			return
+		}
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(e.life), wait)
 	err := e.broker.Publish(ctx, a.Topic, a.payload(j.env.Value), a.QoS, false)
@@ -292,9 +296,7 @@ func (j *judgement) attrs(extra map[string]any) map[string]any {
 		m["signed"] = true
 		m["issued"] = j.env.Issued.UTC()
 	}
-	for k, v := range extra {
-		m[k] = v
-	}
+	maps.Copy(m, extra)
 	return m
 }
 

@@ -20,8 +20,8 @@ const (
 	maxBarred  = 4096 // ids that were asked for before they came
 	keepBarred = 2 * maxLife
 
-	publishTimeout = 10 * time.Second // of what is no command
-	minPublish     = time.Second
+	publishTimeout = 10 * time.Second      // of what is no command
+	minPublish     = 50 * time.Millisecond // of a challenge's life: with less, nothing is sent
 	tick           = time.Second
 	lockEvery      = 60 // ticks between two writes of what is left of the locks
 )

@@ -140,8 +140,9 @@ func TestPublishIsBounded(t *testing.T) {
 		env := w.envelope("bob", "garage", w.challenge("bob", "garage"))
 		time.Sleep(7 * time.Second) // virtual
 		var left time.Duration
-		hang := &hangingBroker{fakeBroker: w.broker, left: &left}
-		w.e.broker = hang
+		w.broker.mu.Lock()
+		w.broker.hang = func(d time.Duration) { left = d }
+		w.broker.mu.Unlock()
 		wantState(t, w.relay.final(w.command("bob", w.sign(w.phone("bob"), env))), mqttbridge.Unknown, "")
 		if left != 3*time.Second {
 			t.Errorf("published with %v to go, want 3 s", left)

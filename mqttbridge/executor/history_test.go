@@ -2,8 +2,11 @@ package executor
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -61,7 +64,6 @@ type press struct {
 	signed *mqttbridge.Signed
 	honest bool // everything in it is as it should be
 	asked  *asked
-	came   int // times published
 }
 
 // asked is one challenge in the oracle's books.
@@ -75,14 +77,21 @@ type asked struct {
 
 type homeUnderTest struct {
 	*world
-	rng     *rand.Rand
-	epoch   int
-	jump    time.Duration
-	trusted map[string]bool
-	byValue map[string]*press // action + payload
+	rng  *rand.Rand
+	jump atomic.Int64 // of the wall clock
+	// Disks without room.
+	fullSeen, fullLog atomic.Bool
+
 	presses []*press
 	asked   []*asked
 	crashes []func() // what is left of dead processes
+
+	mu      sync.Mutex // guards what follows, and asked.used: the oracle is asked at any time
+	luck    *rand.Rand // of the broker
+	epoch   int
+	trusted map[string]bool
+	byValue map[string]*press // topic + payload
+	byID    map[string]int    // how often an id was published
 }
 
 func historyActions() []Action {
@@ -98,9 +107,10 @@ func historyActions() []Action {
 }
 
 func runHome(t *testing.T, rng *rand.Rand, total *tally) {
-	h := &homeUnderTest{world: newWorld(t), rng: rng, trusted: make(map[string]bool), byValue: make(map[string]*press)}
+	h := &homeUnderTest{world: newWorld(t), rng: rng, luck: rand.New(rand.NewPCG(rng.Uint64(), 0)), trusted: make(map[string]bool), byValue: make(map[string]*press), byID: make(map[string]int)}
 	h.acts = historyActions()
-	h.wall = func() time.Time { return time.Now().Add(h.jump) }
+	h.wall = func() time.Time { return time.Now().Add(time.Duration(h.jump.Load())) }
+	h.tune = h.makeDisksFail
 	h.start()
 	defer func() {
 		for _, f := range h.crashes {
@@ -110,7 +120,7 @@ func runHome(t *testing.T, rng *rand.Rand, total *tally) {
 	}()
 	for _, device := range []string{"anna", "bob"} {
 		h.trust(device)
-		h.trusted[device] = true
+		h.setTrusted(device, true)
 	}
 	if err := h.e.SetPIN("", "1234"); err != nil {
 		t.Fatal(err)
@@ -122,17 +132,34 @@ func runHome(t *testing.T, rng *rand.Rand, total *tally) {
 	}
 }
 
+func (h *homeUnderTest) makeDisksFail(e *Executor) {
+	e.seen.update = func(f func(tx) error) error {
+		if h.fullSeen.Load() {
+			return errFull
+		}
+		return e.seen.db.Update(f)
+	}
+	e.audit.file = &brokenFile{logFile: e.audit.file, write: func() error {
+		if h.fullLog.Load() {
+			return errFull
+		}
+		return nil
+	}}
+}
+
 // oracle sees every message before the broker takes it.
-func (h *homeUnderTest) oracle(topic, payload string) error {
+func (h *homeUnderTest) oracle(topic, payload string) (err error) {
 	if topic == AlertTopic {
 		return nil
 	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	p := h.byValue[topic+payload]
 	switch {
 	case p == nil:
 		h.t.Errorf("published %s %s, which nobody pressed", topic, payload)
 		return nil
-	case h.came(p.id) > 0:
+	case h.byID[p.id] > 0:
 		h.t.Errorf("%s came twice", p.id)
 	case !p.honest:
 		h.t.Errorf("%s is forged: %+v", p.id, p)
@@ -147,32 +174,22 @@ func (h *homeUnderTest) oracle(topic, payload string) error {
 	case !h.trusted[p.device]:
 		h.t.Errorf("%s is of %s, whom nobody trusts", p.id, p.device)
 	}
-	p.came++
-	p.asked.used = p
-	switch h.rng.IntN(12) {
+	switch h.luck.IntN(12) {
 	case 0:
-		return errUncertain
+		return errOffline // not taken
 	case 1:
-		p.came--
-		p.asked.used = nil
-		return errOffline
+		err = errUncertain
 	}
-	return nil
-}
-
-// came returns how often an id was published.
-func (h *homeUnderTest) came(id string) (n int) {
-	for _, p := range h.presses {
-		if p.id == id {
-			n += p.came
-		}
-	}
-	return n
+	h.byID[p.id]++
+	p.asked.used = p
+	return err
 }
 
 func (h *homeUnderTest) history(total *tally) {
 	h.presses, h.asked = nil, nil
+	h.mu.Lock()
 	clear(h.byValue)
+	h.mu.Unlock()
 	for range 4 + h.rng.IntN(12) {
 		h.step(total)
 	}
@@ -201,7 +218,7 @@ func (h *homeUnderTest) step(total *tally) {
 	case 12, 13:
 		time.Sleep(time.Duration(h.rng.IntN(12_000)) * time.Millisecond) // virtual
 	case 14:
-		h.jump = time.Duration(h.rng.Int64N(1<<62) - 1<<61)
+		h.jump.Store(h.rng.Int64N(1<<62) - 1<<61)
 	case 15:
 		h.broker.setAway(h.rng.IntN(2) == 0)
 	case 16, 17:
@@ -215,7 +232,7 @@ func (h *homeUnderTest) step(total *tally) {
 			return // dear, and there are many histories
 		}
 		h.end() // what is on its way may still come
-		h.epoch++
+		h.nextEpoch()
 		h.start()
 	case 20:
 		if h.rng.IntN(4) > 0 {
@@ -224,31 +241,20 @@ func (h *homeUnderTest) step(total *tally) {
 		total.crashes++
 		h.die()
 	case 21:
-		full := h.rng.IntN(2) == 0
-		h.e.seen.update = h.e.seen.db.Update
-		if full {
-			h.e.seen.update = func(func(tx) error) error { return errFull }
-		}
+		h.fullSeen.Store(h.rng.IntN(2) == 0)
 	case 22:
-		f, ok := h.e.audit.file.(*brokenFile)
-		if !ok {
-			f = &brokenFile{logFile: h.e.audit.file}
-			h.e.audit.file = f
-		}
-		f.write = nil
-		if h.rng.IntN(2) == 0 {
-			f.write = func() error { return errFull }
-		}
+		h.fullLog.Store(h.rng.IntN(2) == 0)
 	case 23:
 		device := []string{"anna", "bob"}[h.rng.IntN(2)]
 		if h.trusted[device] && h.rng.IntN(3) == 0 {
+			synctest.Wait() // what runs already may come
 			if err := h.e.Untrust(device); err != nil {
 				h.t.Error(err)
 			}
-			h.trusted[device] = false
+			h.setTrusted(device, false)
 		} else {
+			h.setTrusted(device, true)
 			h.trust(device)
-			h.trusted[device] = true
 		}
 	}
 	if h.rng.IntN(3) > 0 {
@@ -262,8 +268,20 @@ func (h *homeUnderTest) die() {
 	h.crash()
 	old, stop := h.relay, h.stop
 	h.crashes = append(h.crashes, func() { stop(); old.close() })
-	h.epoch++
+	h.nextEpoch()
 	h.start()
+}
+
+func (h *homeUnderTest) nextEpoch() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.epoch++
+}
+
+func (h *homeUnderTest) setTrusted(device string, yes bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.trusted[device] = yes
 }
 
 // newPress asks for a challenge and signs something with it.
@@ -323,6 +341,8 @@ func (h *homeUnderTest) sign1(device, action string, a *asked) *press {
 	}
 	p.signed = s
 	h.presses = append(h.presses, p)
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	h.byValue[action+"/setp"+value[1:]] = p
 	return p
 }
@@ -350,20 +370,26 @@ func (h *homeUnderTest) deliver(p *press) {
 // settle lets everything end, and asks what became of every id.
 func (h *homeUnderTest) settle(total *tally) {
 	time.Sleep(30 * time.Second) // virtual
+	synctest.Wait()
 	h.broker.setAway(false)
-	h.e.seen.update = h.e.seen.db.Update
-	if f, ok := h.e.audit.file.(*brokenFile); ok {
-		f.write = nil
-	}
+	h.fullSeen.Store(false)
+	h.fullLog.Store(false)
 	h.e.pins.unlock("anna")
 	for _, device := range []string{"anna", "bob"} {
+		h.setTrusted(device, true)
 		h.trust(device)
-		h.trusted[device] = true
+	}
+	synctest.Wait()
+	h.mu.Lock()
+	ran := maps.Clone(h.byID)
+	clear(h.byID)
+	h.mu.Unlock()
+	for _, n := range ran {
+		total.published += n
 	}
 	for _, p := range h.presses {
 		s := h.relay.query(p.id)
-		n := h.came(p.id)
-		total.published += p.came
+		n := ran[p.id]
 		if total.finals == nil {
 			total.finals = make(map[mqttbridge.State]int)
 		}

@@ -142,9 +142,14 @@ func TestChallenges(t *testing.T) {
 		}, mqttbridge.Refused, mqttbridge.CodeChallenge},
 		{"as old as it may be", func(w *world) string {
 			c := w.challenge("bob", "garage")
-			time.Sleep(life) // virtual
+			time.Sleep(life - minPublish) // virtual
 			return c
 		}, mqttbridge.Delivered, ""},
+		{"too old to be published in time", func(w *world) string {
+			c := w.challenge("bob", "garage")
+			time.Sleep(life - minPublish + 1) // virtual
+			return c
+		}, mqttbridge.Expired, ""},
 		{"older", func(w *world) string {
 			c := w.challenge("bob", "garage")
 			time.Sleep(life + 1) // virtual

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -61,10 +62,8 @@ func parsePath(text string) ([]string, error) {
 	if len(text) > maxMatch || len(path) > maxSteps {
 		return nil, fmt.Errorf("a path into JSON has at most %d bytes and %d steps", maxMatch, maxSteps)
 	}
-	for _, step := range path {
-		if step == "" {
-			return nil, fmt.Errorf("%q is no path into JSON; write names with a dot between: state, or a.b", text)
-		}
+	if slices.Contains(path, "") {
+		return nil, fmt.Errorf("%q is no path into JSON; write names with a dot between: state, or a.b", text)
 	}
 	return path, nil
 }

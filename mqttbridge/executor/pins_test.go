@@ -244,10 +244,10 @@ func TestBruteForceAtOnce(t *testing.T) {
 	bubble(t, func(w *world) {
 		w.e.SetPIN("gate", "1234")
 		real := w.e.pins.dir.write
-		w.e.pins.dir.write = func(path string, data []byte, perm os.FileMode) error {
+		w.writePINs(func(path string, data []byte, perm os.FileMode) error {
 			time.Sleep(time.Millisecond) // virtual: all the others come meanwhile
 			return real(path, data, perm)
-		}
+		})
 		var results []pinVerdict
 		var mu sync.Mutex
 		var wg sync.WaitGroup
@@ -289,7 +289,7 @@ func TestPINsAndTheDisk(t *testing.T) {
 		w.e.SetPIN("gate", "1234")
 		real := w.e.pins.dir.write
 		full := errors.New("no space left on device")
-		w.e.pins.dir.write = func(string, []byte, os.FileMode) error { return full }
+		w.writePINs(func(string, []byte, os.FileMode) error { return full })
 		for range 3 * maxWrong {
 			wantState(t, w.press("bob", "gate", w.withPIN("0000")), mqttbridge.Refused, mqttbridge.CodeDisk)
 			wantState(t, w.press("bob", "gate", w.withPIN("1234")), mqttbridge.Refused, mqttbridge.CodeDisk)
@@ -301,7 +301,7 @@ func TestPINsAndTheDisk(t *testing.T) {
 			t.Errorf("SetPIN: %v", err)
 		}
 		w.published(gate)
-		w.e.pins.dir.write = real
+		w.writePINs(real)
 		// Nothing was compared, so nothing was a try; and the old PIN counts.
 		s := w.press("bob", "gate", w.withPIN("0000"))
 		wantState(t, s, mqttbridge.Refused, mqttbridge.CodePINWrong)
@@ -313,12 +313,12 @@ func TestPINsAndTheDisk(t *testing.T) {
 
 		// The disk fills up between the try and its end.
 		writes := 0
-		w.e.pins.dir.write = func(path string, data []byte, perm os.FileMode) error {
+		w.writePINs(func(path string, data []byte, perm os.FileMode) error {
 			if writes++; writes == 2 {
 				return full
 			}
 			return real(path, data, perm)
-		}
+		})
 		wantState(t, w.press("bob", "gate", w.withPIN("1234")), mqttbridge.Refused, mqttbridge.CodeDisk)
 		w.published(gate, "ON")
 	})

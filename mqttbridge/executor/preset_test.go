@@ -174,8 +174,14 @@ func TestCheck(t *testing.T) {
 	} else if f := Check(big[:f[0].Index]); len(f) != 0 {
 		t.Errorf("%+v", f)
 	}
-	topics := Topics([]Action{good, good, {Name: "z", Preset: "zigbee2mqtt", Target: "plug"}, {Name: "broken"}})
-	if strings.Join(topics, " ") != "t zigbee2mqtt/plug/set" {
+	topics := Topics([]Action{
+		good, good,
+		{Name: "z", Preset: "zigbee2mqtt", Target: "plug"},
+		{Name: "broken"},
+		{Name: "own", Topic: "o", State: "o/state", Ack: &Ack{Topic: "o/ack", Match: "x"}},
+		{Name: "g", Preset: "tasmota", Target: "gate"},
+	})
+	if strings.Join(topics, " ") != "cmnd/gate/# cmnd/gate/POWER o o/ack o/state stat/gate/POWER t zigbee2mqtt/plug zigbee2mqtt/plug/set zigbee2mqtt/plug/set/#" {
 		t.Errorf("topics %q", topics)
 	}
 }

@@ -40,7 +40,9 @@ func (e *Executor) pulseAfter(topic string, after time.Duration, p pulseRecord) 
 	e.work.Go(func() { e.releasePulse(topic, due, p) })
 }
 
-// resumePulses does what an earlier process owes.
+// resumePulses does what an earlier process owes, at once: how long it was away
+// only the wall clock could tell, which on a Pi is the last to be believed after
+// a start, and a relay that stays on is worse than an "off" too many.
 func (e *Executor) resumePulses() {
 	owed, err := e.seen.pulses()
 	if err != nil {
@@ -48,15 +50,8 @@ func (e *Executor) resumePulses() {
 		return
 	}
 	for topic, p := range owed {
-		late := e.now().Sub(p.Due)
-		if late > pulseBound {
-			e.pulseLost(topic, p, fmt.Sprintf("the agent was not running for %v", late.Round(time.Second)))
-			e.dropPulse(topic)
-			continue
-		}
 		if _, ok := e.holdPulse(topic); ok {
-			due := time.Now().Add(min(max(-late, 0), maxPulse))
-			e.begin(func() { e.releasePulse(topic, due, p) })
+			e.begin(func() { e.releasePulse(topic, time.Now(), p) })
 		}
 	}
 }

@@ -3,6 +3,7 @@ package executor
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -245,9 +246,7 @@ func (k *keyring) untrust(device string) (was Key, err error) {
 // save writes a changed list, and takes it when it is on disk.
 func (k *keyring) save(change func(map[string]Key)) error {
 	next := make(map[string]Key, len(k.trusted)+1)
-	for id, key := range k.trusted {
-		next[id] = key
-	}
+	maps.Copy(next, k.trusted)
 	change(next)
 	j := trustJSON{Version: 1, Keys: []trustedKeyOne{}}
 	for _, key := range sortedKeys(next) {

@@ -38,6 +38,7 @@ type fakeBroker struct {
 	subs    map[int]subscription
 	next    int
 	publish func(topic, payload string) error // nil, or decides how a Publish ends; errOffline means that it was not taken
+	hang    func(left time.Duration)          // nil, or Publish never gets an answer; left is how long its context lasts
 }
 
 type subscription struct {
@@ -47,8 +48,14 @@ type subscription struct {
 
 func (b *fakeBroker) Publish(ctx context.Context, topic string, payload []byte, qos byte, retain bool) error {
 	b.mu.Lock()
-	away, decide := b.away, b.publish
+	away, decide, hang := b.away, b.publish, b.hang
 	b.mu.Unlock()
+	if hang != nil {
+		end, _ := ctx.Deadline()
+		hang(time.Until(end))
+		<-ctx.Done()
+		return errUncertain
+	}
 	if away {
 		return errOffline
 	}
@@ -268,8 +275,17 @@ func (w *world) restart() {
 func (w *world) crash() {
 	w.e.seen.close()
 	w.e.audit.close()
-	w.e.pins.dir.write = func(string, []byte, os.FileMode) error { return errors.New("crashed") }
-	w.e.keys.dir.write = w.e.pins.dir.write
+	dead := func(string, []byte, os.FileMode) error { return errors.New("crashed") }
+	w.writePINs(dead)
+	w.e.keys.mu.Lock()
+	w.e.keys.dir.write = dead
+	w.e.keys.mu.Unlock()
+}
+
+// writePINs replaces how the file of PINs is written.
+func (w *world) writePINs(f func(string, []byte, os.FileMode) error) {
+	defer w.e.pins.lock()()
+	w.e.pins.dir.write = f
 }
 
 func (w *world) phone(name string) *phone {

@@ -9,10 +9,10 @@ import (
 )
 
 const (
-	maxStreams   = 64               // event streams of one dashboard
-	streamLife   = 30 * time.Minute // then the browser asks again, and is authorised again
-	tickEvery    = 20 * time.Second // keeps middleboxes awake, and ages and byte counts fresh
-	settle       = 200 * time.Millisecond
+	maxStreams = 64               // event streams of one dashboard
+	streamLife = 30 * time.Minute // then the browser asks again, and is authorised again
+	tickEvery  = 20 * time.Second // keeps middleboxes awake, and ages and byte counts fresh
+	settle     = 200 * time.Millisecond
 	// streamBudget is for one write to a browser that does not read. It is longer
 	// than tickEvery: over HTTP/2 a deadline that passes resets the stream, also
 	// when there was nothing to write.

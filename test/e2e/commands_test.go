@@ -3,6 +3,9 @@ package e2e_test
 import (
 	"context"
 	"encoding/base64"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -352,6 +355,44 @@ func TestCommandsOfOthers(t *testing.T) {
 		}
 		if err != nil && !strings.Contains(err.Error(), "malformed") {
 			t.Errorf("an empty command: %v", err)
+		}
+	})
+}
+
+// A damaged file of MQTT, at home or at the relay, shuts MQTT and commands and
+// nothing else; the owner is told.
+func TestDamagedMailbox(t *testing.T) {
+	damaged := func(t *testing.T, dir string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, "mqtt.db"), []byte("not a mailbox"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	told := func(warnings []string) bool {
+		return slices.ContainsFunc(warnings, func(w string) bool { return strings.Contains(w, "MQTT and commands do not run") })
+	}
+	world.Run(t, func(w *world.World) {
+		h := newHouse(w, garage())
+		h.home.Stop()
+		damaged(t, h.home.Dir())
+		h.home.Start()
+		h.home.AwaitOnline(time.Minute)
+		visit(w, h.remote.Phone, homeURL+"/")
+		if s := h.home.Status(); !told(s.Warnings) {
+			t.Errorf("the agent says %q", s.Warnings)
+		}
+		if _, err := h.remote.Challenge("kitchen", "garage"); err == nil {
+			t.Error("a home without its memory takes commands")
+		}
+		h.relay.Stop()
+		damaged(t, h.relay.Dir())
+		h.relay.Start()
+		h.Until(time.Minute, "a visit succeeds", func() bool { return h.remote.Phone.Visits(homeURL + "/") })
+		if s := h.relay.Status(); !told(s.Warnings) || s.MQTT != nil {
+			t.Errorf("the relay says %q, %+v", s.Warnings, s.MQTT)
+		}
+		if _, err := h.remote.Homes(); err == nil {
+			t.Error("there is a command page")
 		}
 	})
 }

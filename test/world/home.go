@@ -275,3 +275,6 @@ func (h *Home) Refusal(service string) string {
 	}
 	return ""
 }
+
+// Dir is the agent's data directory; it changes with Kill.
+func (h *Home) Dir() string { return h.dir }

@@ -236,3 +236,6 @@ func (r *Relay) roots() *x509.CertPool {
 	}
 	return pool
 }
+
+// Dir is the relay's data directory; it changes with Kill.
+func (r *Relay) Dir() string { return r.dir }
