@@ -215,6 +215,9 @@ func (r *remote) end(p button.Press, st mqttbridge.Status, took time.Duration, a
 
 // explain says what a failed call means.
 func (r *remote) explain(err error) error {
+	if errors.Is(err, button.ErrName) {
+		return failed(exitRefused, "nothing was sent; do not trust this relay before you know why it says so", err)
+	}
 	no, ok := errors.AsType[*button.Refusal](err)
 	if !ok {
 		return explainDial(r.host, r.addr, err)

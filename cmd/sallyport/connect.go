@@ -95,7 +95,7 @@ func renewInPassing(ctx context.Context, errs io.Writer, d *machine.Device) (wai
 		select {
 		case err := <-done:
 			if err != nil && !errors.Is(err, machine.ErrBusy) && ctx.Err() == nil {
-				fmt.Fprintf(errs, "sallyport: warning: the certificate ends %s and was not renewed: %v\n", moment(d.Cert.NotAfter), err)
+				fmt.Fprintf(errs, "sallyport: warning: the certificate ends %s and was not renewed: %s\n", moment(d.Cert.NotAfter), printableLines(err.Error()))
 			}
 		case <-patience.C: // a half-done renewal is begun anew next time
 		}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/sallyport/sallyport/cmd/sallyport/button"
 	"github.com/sallyport/sallyport/relay/admin"
 )
 
@@ -77,7 +78,7 @@ func printRequests(out io.Writer, requests []admin.EnrolRequest, at string) {
 		}
 		fmt.Fprintf(out, "\n       from %s, %s ago, by %s", cmp.Or(q.Source, "?"), ago(q.Created), cmp.Or(q.Via, "?"))
 		if q.Agent != "" {
-			fmt.Fprintf(out, ": %s", printable(q.Agent))
+			fmt.Fprintf(out, ": %s", button.Printable(q.Agent))
 		}
 		fmt.Fprintln(out)
 	}
@@ -87,16 +88,6 @@ func printRequests(out io.Writer, requests []admin.EnrolRequest, at string) {
 	case waiting:
 		fmt.Fprintf(out, "       is it yours? then: sallyport device approve ID%s   otherwise: … deny ID\n", at)
 	}
-}
-
-// printable keeps what a visitor says about himself from moving the cursor.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r >= 0x7f && r < 0xa0 {
-			return '?'
-		}
-		return r
-	}, s)
 }
 
 func printDevices(out io.Writer, found []admin.Device, now time.Time) {
@@ -196,18 +187,21 @@ func deviceRevoke(c *cli.Context, io stdio) error {
 	if err != nil {
 		return err
 	}
-	done, anew := "is revoked and its connections are closed", "a new certificate"
+	done, anew, pressed := "is revoked and its connections are closed", "a new certificate", false
 	switch {
 	case d.ID == "": // it was on its way only
 		done, anew = "does not come in: its link and its request are void", "a new link"
 	case d.TokenHost != "":
 		had, known, anew = rightsOf(d), true, "a new secret"
 	default:
-		had, known = rightsOf(d), true
+		had, known, pressed = rightsOf(d), true, true
 	}
 	fmt.Fprintf(io.out, "%s %s\n", d.Name, done)
 	if known { // of what came and went meanwhile nobody knows the rights
 		undoAgain(io.out, anew, had, d.Name, dataArg(c.String("data"), defaultRelayData))
+	}
+	if pressed { // a home trusts keys by itself; a new device of this name would not lose it
+		fmt.Fprintf(io.out, "if it sent commands: at home, sallyport agent untrust %s\n", d.Name)
 	}
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/sallyport/sallyport/cmd/sallyport/button"
 	"github.com/sallyport/sallyport/cmd/sallyport/configfile"
 )
 
@@ -49,13 +50,27 @@ func printErrorOf(w io.Writer, err error, args []string) int {
 	if hint != "" {
 		text += "\n" + sentence(hint)
 	}
-	text = repeatData(text, args)
+	text = printableLines(repeatData(text, args))
 	first, rest, more := strings.Cut(strings.TrimRight(text, "\n"), "\n")
 	fmt.Fprintf(w, "sallyport: %s\n", first)
 	if more {
 		fmt.Fprintf(w, "  %s\n", strings.ReplaceAll(rest, "\n", "\n  "))
 	}
 	return code
+}
+
+// printableLines keeps an error, which repeats what the other side said, from
+// acting on the terminal. Ends of lines and tabs stay: many errors have some.
+func printableLines(text string) string {
+	lines := strings.Split(text, "\n")
+	for i, line := range lines {
+		cells := strings.Split(line, "\t")
+		for j := range cells {
+			cells[j] = button.Printable(cells[j])
+		}
+		lines[i] = strings.Join(cells, "\t")
+	}
+	return strings.Join(lines, "\n")
 }
 
 // What relay and agent say to type is written without --data, which they do

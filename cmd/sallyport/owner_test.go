@@ -444,7 +444,7 @@ func TestRightsThatOpenNothing(t *testing.T) {
 				{Host: "ha.home.test", Services: []admin.HostService{{Name: "ha"}}},
 				{Host: "*.cam.home.test", Services: []admin.HostService{{Name: "cam"}}},
 				{Host: "gone.home.test"},
-			}}, nil
+			}, MQTT: &admin.MQTT{}}, nil
 		},
 		Certificates: func(context.Context) ([]admin.PublicCert, error) { return certs, nil },
 		Devices:      func(context.Context) ([]admin.Device, error) { return nil, nil },
@@ -459,7 +459,7 @@ func TestRightsThatOpenNothing(t *testing.T) {
 		},
 	})
 	for hosts, want := range map[string]string{
-		"ha": "", "ha.home.test": "", "cam": "offers cam.home.test now", "a.cam.home.test": "", "*.home.test": "", "gone": "no home offers gone.home.test now; it opens nothing until one does; sallyport status --data DIR shows",
+		"ha": "", "ha.home.test": "", "mqtt,home": "", "cam": "offers cam.home.test now", "a.cam.home.test": "", "*.home.test": "", "gone": "no home offers gone.home.test now; it opens nothing until one does; sallyport status --data DIR shows",
 		"ha,photo": "offers photo.home.test now", "*.cam.home.test": "", "ha.home.tst": "offers ha.home.tst now; it is not below home.test: is it spelled right?",
 	} {
 		for _, line := range []string{"device add x --hosts ", "device set x --hosts "} {

@@ -131,7 +131,7 @@ func warnHosts(c *cli.Context, io stdio, client *admin.Client, hosts []string) {
 		}
 		if slices.ContainsFunc(st.Hosts, func(held admin.Host) bool {
 			return len(held.Services) > 0 && (held.Host == p || names.Match(p, held.Host) || names.Match(held.Host, p))
-		}) {
+		}) || st.MQTT != nil && (p == "mqtt."+st.Domain || p == "home."+st.Domain) { // the relay's own
 			continue
 		}
 		why := "it opens nothing until one does; sallyport status" + dataArg(c.String("data"), defaultRelayData) + " shows the hosts"

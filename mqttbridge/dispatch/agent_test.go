@@ -256,6 +256,7 @@ func TestHomeThatDoesNotRead(t *testing.T) {
 		served := make(chan error, 1)
 		w.wg.Go(func() { served <- w.d.ServeAgent(w.ctx, ours, kitchen) })
 		h := aHome()
+		h.Actions[0].Life = 60_000 // longer than a write may take
 		if err := mqttbridge.WriteFrame(theirs, mqttbridge.Frame{Type: mqttbridge.FrameHome, Home: &h}); err != nil {
 			t.Fatal(err)
 		}
@@ -273,7 +274,7 @@ func TestHomeThatDoesNotRead(t *testing.T) {
 			st.number = 1000 - st.number // so that the mute one stays the newest
 		}
 		w.d.mu.Unlock()
-		older.offer(aHome())
+		older.offer(h)
 		older.status(mqttbridge.Status{ID: waiting[0].ID, State: mqttbridge.Done})
 		w.is("anna-phone", waiting[0].ID, mqttbridge.Accepted)
 		older.leave()
@@ -291,8 +292,78 @@ func TestHomeThatDoesNotRead(t *testing.T) {
 			}
 		}
 		w.is("anna-phone", first.ID, mqttbridge.Sent)
-		time.Sleep(2 * time.Minute) // virtual
+		time.Sleep(3 * time.Minute) // virtual
 		w.is("anna-phone", first.ID, mqttbridge.Unknown)
+	})
+}
+
+// A home that reads slowly gets no command that can only be too late.
+func TestHomeThatReadsSlowly(t *testing.T) {
+	inWorld(t, Limits{}, func(t *testing.T, w *world) {
+		theirs, ours := net.Pipe()
+		w.wg.Go(func() { w.d.ServeAgent(w.ctx, ours, kitchen) })
+		h := aHome()
+		if err := mqttbridge.WriteFrame(theirs, mqttbridge.Frame{Type: mqttbridge.FrameHome, Home: &h}); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		var list []mqttbridge.Status
+		for range 3 {
+			list = append(list, w.send("anna-phone", press("anna-phone", "door")))
+			synctest.Wait()
+		}
+		read := func(want string) {
+			if f, err := mqttbridge.ReadFrame(theirs); err != nil || idOf(*f.Command) != want {
+				t.Errorf("the home got %+v, %v", f, err)
+			}
+		}
+		time.Sleep(9 * time.Second) // virtual
+		read(list[0].ID)
+		time.Sleep(3 * time.Second) // virtual
+		if s := w.is("anna-phone", list[2].ID, mqttbridge.Expired); !s.Final || s.Reason == "" {
+			t.Errorf("%+v", s)
+		}
+		read(list[1].ID)
+		synctest.Wait()
+		w.is("anna-phone", list[1].ID, mqttbridge.Sent)
+		next := w.send("anna-phone", press("anna-phone", "door"))
+		read(next.ID)
+		theirs.Close()
+	})
+}
+
+// The same when nobody sweeps.
+func TestLateIsNotHandedOver(t *testing.T) {
+	inWorld(t, Limits{}, func(t *testing.T, w *world) {
+		created := time.Now()
+		time.Sleep(10 * time.Second) // virtual
+		c := &command{
+			status: mqttbridge.Status{ID: mqttbridge.NewID(), Home: "kitchen", State: mqttbridge.Accepted, Created: created},
+			signed: &mqttbridge.Signed{}, life: 10 * time.Second,
+		}
+		if w.d.handOver(c, 1) != nil || c.status.State != mqttbridge.Expired {
+			t.Errorf("handed over as %q", c.status.State)
+		}
+	})
+}
+
+// A stream that was ended while its agent spoke brings no home back.
+func TestEndedStreamOffersNothing(t *testing.T) {
+	inWorld(t, Limits{}, func(t *testing.T, w *world) {
+		theirs, ours := net.Pipe()
+		defer theirs.Close()
+		st := newStream(ours, kitchen)
+		w.d.join(st)
+		st.end(errRemoved)
+		offer, err := cleanHome(aHome())
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.d.offer(st, offer)
+		if homes := w.d.Homes("anna-phone"); len(homes) != 0 {
+			t.Errorf("homes: %+v", homes)
+		}
+		w.d.leave(st)
 	})
 }
 

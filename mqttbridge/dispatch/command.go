@@ -63,6 +63,21 @@ func (d *Dispatcher) giveUp(c *command, reason string) {
 	d.settle(c, mqttbridge.Status{State: mqttbridge.Unknown, Final: true, Reason: reason, At: d.now()})
 }
 
+// late reports whether a command that was not sent can only come too late: its
+// challenge was made before it was signed.
+func (d *Dispatcher) late(c *command, now time.Time) bool {
+	return now.Sub(c.status.Created) >= c.life
+}
+
+// expire ends a command that waited too long for its home to read. It wants
+// d.mu.
+func (d *Dispatcher) expire(c *command) {
+	d.settle(c, mqttbridge.Status{
+		State: mqttbridge.Expired, Final: true, At: d.now(),
+		Reason: c.status.Home + " did not take the command in time, so it was not sent; press again",
+	})
+}
+
 // handOver marks a command as sent and returns what the stream has to write;
 // nil: it ended while it waited. Marked first and written then: a command of
 // which some bytes left must never look as if it had not been sent.
@@ -75,6 +90,10 @@ func (d *Dispatcher) handOver(c *command, seq uint64) *mqttbridge.Signed {
 	}
 	if !allowed {
 		d.turnDown(c, refusalRevoked())
+		return nil
+	}
+	if d.late(c, d.now()) {
+		d.expire(c)
 		return nil
 	}
 	signed := c.signed

@@ -74,7 +74,9 @@ func TestRecordsOfAllKinds(t *testing.T) {
 		put(2, mqttbridge.Status{Device: "anna-phone", State: mqttbridge.Done, Final: true, Created: long})
 		put(3, mqttbridge.Status{Device: "anna-phone", State: "odd", Created: long})
 		w.ledger.values[commandPrefix+id(4)] = []byte("{")
-		w.ledger.values[commandPrefix+id(5)] = w.ledger.values[commandPrefix+id(1)]
+		put(6, mqttbridge.Status{Device: "anna-phone", State: mqttbridge.Accepted})
+		w.ledger.values[commandPrefix+id(5)] = w.ledger.values[commandPrefix+id(6)]
+		delete(w.ledger.values, commandPrefix+id(6))
 		w.ledger.values[homePrefix+"kitchen"] = []byte("null")
 		w.ledger.values[homePrefix+"attic"] = encodeHome(&home{shot: newSnapshot(mqttbridge.Home{Name: "cellar", ID: homeKey1().id, Key: homeKey1().spki}, nil)})
 		w.start(Limits{})

@@ -135,6 +135,34 @@ func TestHangingDisk(t *testing.T) {
 	})
 }
 
+// A ledger that takes longer than the challenge lives: recorded, and not sent.
+func TestSlowDisk(t *testing.T) {
+	inWorld(t, Limits{}, func(t *testing.T, w *world) {
+		h := aHome()
+		h.Actions[0].Life = 2000
+		ag := w.agent(kitchen, h, obedient)
+		eyes := w.look("anna-phone")
+		eyes.seen()
+		w.ledger.fail(func(op, _ string) error {
+			if op == "create" {
+				time.Sleep(4 * time.Second) // virtual
+				if evs := eyes.seen(); len(evs) != 0 {
+					t.Errorf("told before it is on disk: %+v", evs)
+				}
+			}
+			return nil
+		})
+		s := w.send("anna-phone", press("anna-phone", "door"))
+		w.is("anna-phone", s.ID, mqttbridge.Expired)
+		if got := ag.got(mqttbridge.FrameCommand); len(got) != 0 {
+			t.Errorf("the home got %d commands that are too late", len(got))
+		}
+		if got := w.ledger.state(t, s.ID); got != mqttbridge.Expired {
+			t.Errorf("the ledger says %q", got)
+		}
+	})
+}
+
 // The end of a command is told at once and reaches the disk when that works.
 func TestEndIsWrittenLater(t *testing.T) {
 	inWorld(t, Limits{}, func(t *testing.T, w *world) {

@@ -39,7 +39,14 @@ func encodeCommand(c *command) []byte {
 	return encode(commandRecord{Agent: c.agent, Digest: hex.EncodeToString(c.digest[:]), Life: c.life.Milliseconds(), Status: c.status})
 }
 
-func encodeHome(h *home) []byte { return encode(homeRecord{h.agent.ID, h.shot.home}) }
+// encodeHome leaves out what changes from moment to moment: it is not written at
+// each change, and an old "open" or "no PIN is set" read back after a kill would
+// be shown as if it were so.
+func encodeHome(h *home) []byte {
+	kept := lasting(h.shot.home)
+	kept.Online, kept.Since = h.shot.home.Online, h.shot.home.Since
+	return encode(homeRecord{h.agent.ID, kept})
+}
 
 func encode(record any) []byte {
 	value, err := json.Marshal(record)

@@ -354,6 +354,20 @@ func TestNotAskedWhileRecording(t *testing.T) {
 	})
 }
 
+// The newest stream is the one that was opened last, whichever speaks first.
+func TestMoveOutOfOrder(t *testing.T) {
+	inWorld(t, Limits{}, func(t *testing.T, w *world) {
+		older := w.dial(kitchen, nil)
+		synctest.Wait()
+		newer := w.agent(kitchen, aHome(), nil)
+		older.offer(aHome())
+		w.send("anna-phone", press("anna-phone", "door"))
+		if got := newer.got(mqttbridge.FrameCommand); len(got) != 1 {
+			t.Errorf("the newer stream got %d commands", len(got))
+		}
+	})
+}
+
 // The newer session may fail while the older one still works.
 func TestMoveBack(t *testing.T) {
 	inWorld(t, Limits{}, func(t *testing.T, w *world) {

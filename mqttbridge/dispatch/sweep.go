@@ -38,8 +38,16 @@ func (d *Dispatcher) sweep() (crowded bool) {
 	defer d.unlock()
 	now := d.now()
 	for _, c := range d.commands.open {
-		if c.recorded != nil || c.signed != nil || now.Before(c.until) {
-			continue // the ledger and the stream have deadlines of their own
+		switch {
+		case c.recorded != nil: // the ledger has a deadline of its own
+			continue
+		case c.signed != nil:
+			if d.late(c, now) {
+				d.expire(c)
+			}
+			continue
+		case now.Before(c.until):
+			continue
 		}
 		d.giveUp(c, "the home did not say what became of it; look whether it happened before you press again")
 	}

@@ -7,7 +7,8 @@ import (
 
 // A budget bounds how many lines about refusals are written: whoever can reach
 // the relay's end of the stream can cause one with each frame. What is left out
-// is counted and said in the next line.
+// is counted and said in the next line. What a trusted device signed has a
+// budget of its own: no flood of anything else hides that it tried.
 type budget struct {
 	mu     sync.Mutex // guards the fields
 	tokens float64
@@ -47,9 +48,17 @@ func (e *Executor) note(event string, attrs map[string]any) {
 	}
 }
 
+// repeated is the event of a command that came before. It is signed, but the
+// relay can send it as often as it likes.
+const repeated = "command.repeated"
+
 // noteRefusal writes a line about something that did not run.
 func (e *Executor) noteRefusal(event string, attrs map[string]any) {
-	hidden, ok := e.budget.take()
+	b := &e.strangers
+	if attrs["signed"] == true && event != repeated {
+		b = &e.devices
+	}
+	hidden, ok := b.take()
 	if !ok {
 		return
 	}

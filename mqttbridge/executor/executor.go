@@ -69,7 +69,8 @@ type Executor struct {
 	pins       *pins
 	seen       *seenSet
 	audit      *auditLog
-	budget     budget // of lines about refusals
+	strangers  budget // of lines about refusals: of what anybody may have sent
+	devices    budget // and of what a trusted device signed
 	challenges *challenges
 	limits     limits
 	rules      []rule // judgeRules; tests leave one out

@@ -23,8 +23,9 @@ const (
 
 // An alert is something that the owner must see.
 type alert struct {
-	text string
-	at   time.Time
+	text  string // to the owner at home
+	shown string // to every page: no names of devices
+	at    time.Time
 }
 
 func lockAlert(device string) string { return "lock/" + device }
@@ -32,8 +33,14 @@ func pulseAlert(topic string) string { return "pulse/" + topic }
 
 // raise shows an alert to every page and publishes it at home.
 func (e *Executor) raise(key, action, device, text string) {
+	e.raiseNamed(key, action, device, text, text)
+}
+
+// raiseNamed shows pages less than what is told at home: whoever may open the
+// gate need not learn what devices the others have.
+func (e *Executor) raiseNamed(key, action, device, text, shown string) {
 	e.mu.Lock()
-	e.alerts[key] = alert{text, time.Now()}
+	e.alerts[key] = alert{text, shown, time.Now()}
 	e.changedLocked()
 	e.mu.Unlock()
 	payload, err := json.Marshal(map[string]any{"at": e.now().UTC().Format(time.RFC3339), "device": device, "action": action, "text": text})
@@ -62,7 +69,8 @@ func (e *Executor) clearAlert(key string) {
 func (e *Executor) lockedOut(device, label string, lock time.Duration) {
 	e.note("device.locked", map[string]any{"device": device, "action": label, "for": lock.String()})
 	e.log.Warn("a device is locked after wrong PINs", "device", device, "action", label, "for", lock)
-	e.raise(lockAlert(device), label, device, fmt.Sprintf("%s tried %d wrong PINs at %s and is locked for %v", device, maxWrong, label, lock))
+	what := fmt.Sprintf("tried %d wrong PINs at %s and is locked for %v", maxWrong, label, lock)
+	e.raiseNamed(lockAlert(device), label, device, device+" "+what, "a device "+what)
 }
 
 // Home returns what the relay is told: the actions as they stand now.
@@ -75,7 +83,7 @@ func (e *Executor) Home() mqttbridge.Home {
 	problems := e.problems(set)
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	home.Alert = e.alertText()
+	home.Alert = e.alertText(func(a alert) string { return a.shown })
 	for _, a := range set.list {
 		shown := a.shown()
 		shown.Problem = problems[a.Name]
@@ -113,11 +121,11 @@ func (e *Executor) problems(set *actionSet) map[string]string {
 }
 
 // alertText is all alerts, the newest first. The caller holds e.mu.
-func (e *Executor) alertText() string {
+func (e *Executor) alertText(text func(alert) string) string {
 	list := slices.SortedFunc(maps.Values(e.alerts), func(a, b alert) int { return b.at.Compare(a.at) })
 	texts := make([]string, 0, len(list))
 	for _, a := range list {
-		texts = append(texts, a.text)
+		texts = append(texts, text(a))
 	}
 	return clean(strings.Join(texts, "; "), maxAlert)
 }
@@ -150,7 +158,7 @@ type ActionStatus struct {
 // Status returns how the executor stands.
 func (e *Executor) Status() Status {
 	home, log := e.Home(), e.audit.state()
-	s := Status{Home: e.id, Broker: home.Broker, Alert: home.Alert, Lines: log.lines, Head: log.head}
+	s := Status{Home: e.id, Broker: home.Broker, Lines: log.lines, Head: log.head}
 	for _, k := range e.Keys() {
 		if k.Trusted {
 			s.Trusted++
@@ -174,6 +182,7 @@ func (e *Executor) Status() Status {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	s.Alert = e.alertText(func(a alert) string { return a.text })
 	s.Streams, s.Open, s.Accepted, s.Refused = len(e.streams), len(e.open), e.accepted, e.refused
 	return s
 }

@@ -187,7 +187,7 @@ func (j *judgement) lockout() *verdict {
 }
 
 func (j *judgement) locked(left time.Duration) *verdict {
-	v := refuse(mqttbridge.CodeLocked, "too many wrong PINs: this device has to wait %v; at home it is unlocked with: sallyport agent trust %s", left.Round(time.Second), j.env.Device)
+	v := refuse(mqttbridge.CodeLocked, "too many wrong PINs: this device has to wait %v; at home it is unlocked with: sallyport agent trust %s", duration(left), j.env.Device)
 	v.until = j.e.now().Add(left).UTC()
 	return v
 }
@@ -209,7 +209,7 @@ func (j *judgement) hours() *verdict {
 func (j *judgement) rate() *verdict {
 	wait, undo := j.e.limits.take(j.action.Name, j.action.rate)
 	if undo == nil {
-		v := refuse(mqttbridge.CodeRate, "%s was pressed too often (at most %s); wait %v", j.action.Label, j.action.Rate, wait.Round(time.Second))
+		v := refuse(mqttbridge.CodeRate, "%s was pressed too often (at most %s); wait %v", j.action.Label, j.action.Rate, duration(wait))
 		v.until = j.e.now().Add(wait).UTC()
 		return v
 	}
@@ -290,4 +290,21 @@ func (j *judgement) still() *verdict {
 		return refuse(mqttbridge.CodeNoAction, "%s was changed at home before the command could run; reload the page", j.action.Label)
 	}
 	return nil
+}
+
+// duration says a time as people do: "15 minutes", "40 seconds".
+func duration(d time.Duration) string {
+	for _, unit := range []struct {
+		of   time.Duration
+		name string
+	}{{time.Hour, "hour"}, {time.Minute, "minute"}, {time.Second, "second"}} {
+		if d > 2*unit.of || unit.of == time.Second {
+			n := int((d + unit.of - 1) / unit.of)
+			if n == 1 {
+				return "1 " + unit.name
+			}
+			return fmt.Sprint(n, " ", unit.name, "s")
+		}
+	}
+	return ""
 }

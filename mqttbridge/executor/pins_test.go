@@ -110,8 +110,11 @@ func TestLockout(t *testing.T) {
 			wantState(t, w.press("bob", "gate"), mqttbridge.Refused, mqttbridge.CodeLocked) // before the PIN is asked for
 			wantState(t, w.press("bob", "door", w.withPIN("7777")), mqttbridge.Refused, mqttbridge.CodeLocked)
 			wantState(t, w.press("bob", "garage"), mqttbridge.Delivered, "") // asks for no PIN
-			if alert := w.relay.home().Alert; !strings.Contains(alert, "bob") {
-				t.Errorf("alert %q", alert)
+			if alert := w.relay.home().Alert; !strings.Contains(alert, "wrong PINs") || strings.Contains(alert, "bob") {
+				t.Errorf("alert to every page: %q", alert)
+			}
+			if alert := w.e.Status().Alert; !strings.Contains(alert, "bob") {
+				t.Errorf("alert at home: %q", alert)
 			}
 			time.Sleep(lock - time.Minute) // virtual
 			w.restart()                    // what is left is on disk, to the minute

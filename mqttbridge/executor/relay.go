@@ -18,7 +18,7 @@ const (
 	maxIDs       = 1000
 	writeTimeout = 10 * time.Second
 	endTimeout   = time.Second
-	homeEvery    = 200 * time.Millisecond
+	homeEvery    = time.Second
 )
 
 // A stream is one connection to the relay.
@@ -41,6 +41,15 @@ func (s *stream) send(f mqttbridge.Frame) {
 	case s.out <- f:
 	default:
 		s.cancel(errBehind)
+	}
+}
+
+// reply queues an answer, and waits while the queue is full: whoever asks much
+// has to read the answers before he may ask more.
+func (s *stream) reply(ctx context.Context, f mqttbridge.Frame) {
+	select {
+	case s.out <- f:
+	case <-ctx.Done():
 	}
 }
 
@@ -118,8 +127,8 @@ func (e *Executor) writeFrames(ctx context.Context, c net.Conn, s *stream) error
 		}
 		return mqttbridge.WriteFrame(c, f)
 	}
-	// The home comes first, and then at most five times a second: state topics
-	// may chatter.
+	// The home comes first, and then at most once a second: state topics may
+	// chatter, and every change goes to every page.
 	sendHome := func() error {
 		home := e.Home()
 		s.broker.Store(home.Broker)
@@ -182,21 +191,21 @@ func (e *Executor) readFrames(ctx context.Context, c net.Conn, s *stream) error 
 		}
 		switch f.Type {
 		case mqttbridge.FrameChallenge:
-			e.answerChallenge(s, f)
+			e.answerChallenge(ctx, s, f)
 		case mqttbridge.FrameCommand:
 			e.takeCommand(s, f)
 		case mqttbridge.FrameQuery:
 			if len(f.IDs) > maxIDs {
 				return fmt.Errorf("the relay asks for %d commands at once; at most %d are allowed", len(f.IDs), maxIDs)
 			}
-			e.answerQuery(s, f)
+			e.answerQuery(ctx, s, f)
 		case mqttbridge.FrameKey:
-			e.answerKey(s, f)
+			e.answerKey(ctx, s, f)
 		}
 	}
 }
 
-func (e *Executor) answerChallenge(s *stream, f mqttbridge.Frame) {
+func (e *Executor) answerChallenge(ctx context.Context, s *stream, f mqttbridge.Frame) {
 	answer := mqttbridge.Frame{Type: mqttbridge.FrameChallenge, Seq: f.Seq, Action: f.Action}
 	a := e.set.Load().byName[f.Action]
 	switch {
@@ -208,17 +217,17 @@ func (e *Executor) answerChallenge(s *stream, f mqttbridge.Frame) {
 		answer.Challenge = e.challenges.issue(f.Device, f.Action)
 		answer.LifeMS = a.Life.Milliseconds()
 	}
-	s.send(answer)
+	s.reply(ctx, answer)
 }
 
-func (e *Executor) answerKey(s *stream, f mqttbridge.Frame) {
+func (e *Executor) answerKey(ctx context.Context, s *stream, f mqttbridge.Frame) {
 	answer := mqttbridge.Frame{Type: mqttbridge.FrameKey, Seq: f.Seq}
 	trust, added, err := e.keys.offer(f.Device, f.Key)
 	if err != nil {
 		answer.Status = e.refusal(f, refuse(mqttbridge.CodeMalformed, "the key cannot be used: %v", err))
 	}
 	answer.Trust = trust
-	s.send(answer)
+	s.reply(ctx, answer)
 	if added {
 		e.noteRefusal("key.offered", map[string]any{"device": f.Device})
 		e.log.Info("a device waits to be trusted: compare the words on both screens", "device", f.Device, "command", "sallyport agent trust "+f.Device)
@@ -233,13 +242,13 @@ func (e *Executor) refusal(f mqttbridge.Frame, v *verdict) *mqttbridge.Status {
 	return &s
 }
 
-func (e *Executor) answerQuery(s *stream, f mqttbridge.Frame) {
+func (e *Executor) answerQuery(ctx context.Context, s *stream, f mqttbridge.Frame) {
 	for _, id := range f.IDs {
 		if mqttbridge.CheckID(id) != nil {
 			continue
 		}
 		status := e.outcome(id)
-		s.send(mqttbridge.Frame{Type: mqttbridge.FrameStatus, Seq: f.Seq, Status: &status})
+		s.reply(ctx, mqttbridge.Frame{Type: mqttbridge.FrameStatus, Seq: f.Seq, Status: &status})
 	}
 }
 

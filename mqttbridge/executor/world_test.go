@@ -499,7 +499,7 @@ func (r *relay) states(id string) (list []mqttbridge.State) {
 
 func (r *relay) home() mqttbridge.Home {
 	r.w.t.Helper()
-	time.Sleep(2 * homeEvery) // virtual
+	time.Sleep(homeEvery + time.Millisecond) // virtual
 	synctest.Wait()
 	r.mu.Lock()
 	defer r.mu.Unlock()

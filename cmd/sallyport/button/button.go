@@ -13,6 +13,8 @@
 //
 // The relay carries the command and cannot make or change one. That the key of
 // the home is the home's own is known only after a person compared the words.
+// So that it cannot hide them and show others, no text of its answers acts on a
+// terminal.
 package button
 
 import (
@@ -50,13 +52,17 @@ func (c *Client) Place(home string) string {
 	return host + "/" + home
 }
 
-// Homes returns what this device may press, and where.
+// Homes returns what this device may press, and where. Their texts are
+// harmless to print. ErrName refuses an answer with names that are not.
 func (c *Client) Homes(ctx context.Context) ([]mqttbridge.Home, error) {
 	var in struct {
 		Device string            `json:"device"`
 		Homes  []mqttbridge.Home `json:"homes"`
 	}
 	if _, err := c.call(ctx, http.MethodGet, "homes", nil, nil, &in); err != nil {
+		return nil, err
+	}
+	if err := checkNames(in.Device, in.Homes); err != nil {
 		return nil, err
 	}
 	c.Device = in.Device

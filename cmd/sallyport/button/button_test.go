@@ -25,8 +25,9 @@ import (
 // fakeRelay answers as the command page does, for one home.
 type fakeRelay struct {
 	*httptest.Server
-	key  *ecdh.PrivateKey // of the home
-	home mqttbridge.Home
+	key    *ecdh.PrivateKey // of the home
+	home   mqttbridge.Home
+	device string // who asks
 
 	mu       sync.Mutex // guards what follows
 	bodies   []string   // of commands
@@ -41,7 +42,7 @@ type fakeRelay struct {
 
 func startRelay(t *testing.T) (*fakeRelay, *button.Client, *button.Key) {
 	t.Helper()
-	r := &fakeRelay{changed: make(chan struct{})}
+	r := &fakeRelay{device: "phone", changed: make(chan struct{})}
 	var err error
 	if r.key, err = ecdh.P256().GenerateKey(rand.Reader); err != nil {
 		t.Fatal(err)
@@ -57,7 +58,7 @@ func startRelay(t *testing.T) (*fakeRelay, *button.Client, *button.Key) {
 	r.home = mqttbridge.Home{Name: "kitchen", ID: id, Key: spki, Online: true, Broker: true, Actions: []mqttbridge.Action{{Name: "garage"}}}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /api/homes", func(w http.ResponseWriter, _ *http.Request) {
-		reply(w, 200, map[string]any{"device": "phone", "homes": []mqttbridge.Home{r.home}})
+		reply(w, 200, map[string]any{"device": r.device, "homes": []mqttbridge.Home{r.home}})
 	})
 	mux.HandleFunc("POST /api/challenge", func(w http.ResponseWriter, _ *http.Request) {
 		reply(w, 200, map[string]any{"challenge": "CHALLENGE", "life_ms": 5000})

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"reflect"
 	"time"
 
 	"github.com/sallyport/sallyport/mqttbridge"
@@ -77,6 +78,7 @@ func answered(res *http.Response, raw []byte) error {
 		mqttbridge.Status
 	}
 	_ = json.Unmarshal(raw, &said) // a page for people may stand before the API
+	harmless(reflect.ValueOf(&said))
 	if said.State == mqttbridge.Refused {
 		st := said.Status
 		st.Code = said.Code // the outer one takes the word in JSON
@@ -84,14 +86,16 @@ func answered(res *http.Response, raw []byte) error {
 	}
 	no := &Refusal{HTTP: res.StatusCode, Code: said.Code, Reason: said.Error}
 	if no.Reason == "" {
-		no.Reason = "the relay answered " + res.Status
+		no.Reason = "the relay answered " + short(Printable(res.Status))
 	}
 	return no
 }
 
+// decode reads an answer; its texts are harmless then.
 func decode(raw []byte, out any) error {
 	if err := json.Unmarshal(raw, out); err != nil {
 		return fmt.Errorf("the answer is not one of a command page: %w", err)
 	}
+	harmless(reflect.ValueOf(out))
 	return nil
 }
