@@ -25,8 +25,10 @@ func histories() int {
 	switch {
 	case raceEnabled || testing.Short():
 		return 300
-	case os.Getenv("CI") == "true" || os.Getenv("SALLYPORT_LARGE") == "1":
+	case os.Getenv("SALLYPORT_LARGE") == "1":
 		return 20_000
+	case os.Getenv("CI") == "true":
+		return 5_000
 	}
 	return 1_000
 }
