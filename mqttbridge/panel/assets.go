@@ -197,15 +197,19 @@ func sources() (map[string][]byte, error) {
 	return plain, nil
 }
 
-// lean leaves out what browsers do not need: indentation, lines that are
-// comments, and in styles the space around punctuation, too. Our scripts hold no
-// text of several lines, our styles no text at all (a test sees to both).
+// lean leaves out what browsers do not need: indentation, comments, and in
+// styles the space around punctuation, too. Our scripts hold no text of several
+// lines or with " // " in it, our styles no text at all (tests see to it).
 func lean(name string, text []byte) []byte {
 	var b bytes.Buffer
 	for line := range bytes.Lines(text) {
-		line = bytes.TrimLeft(line, " ")
-		if !bytes.HasPrefix(line, []byte("//")) && !bytes.Equal(line, []byte("\n")) {
+		line = bytes.TrimSpace(line)
+		if path.Ext(name) == ".js" {
+			line, _, _ = bytes.Cut(line, []byte(" // "))
+		}
+		if len(line) > 0 && !bytes.HasPrefix(line, []byte("//")) {
 			b.Write(line)
+			b.WriteByte('\n')
 		}
 	}
 	if path.Ext(name) == ".css" {

@@ -56,13 +56,16 @@ func TestStates(t *testing.T) {
 			{Name: "lamp", Label: "Hall light", Confirm: mqttbridge.ConfirmNone, Ack: true, State: &mqttbridge.Live{Value: "ON", At: time.Now()}},
 			{Name: "blind", Label: "Blinds", Confirm: mqttbridge.ConfirmNone, Values: []string{"OPEN", "STOP", "CLOSE"}, State: &mqttbridge.Live{Value: "80 %", At: time.Now()}},
 			{Name: "bell", Label: "Doorbell", Confirm: mqttbridge.ConfirmNone, Icon: "🔔", Hours: "06:00-22:00"},
-			{Name: "boiler", Label: "Hot water", Confirm: mqttbridge.ConfirmPIN, Problem: "No PIN is set at home."},
+			{Name: "boiler", Label: "Hot water", Confirm: mqttbridge.ConfirmPIN, Problem: "no PIN is set at home"},
 		}
 	})
 	v.says(tile(1)+" .live", "Closed")
 	v.says(tile(1)+" .last", "by anna-phone")
 	v.says(tile(2)+" .last", "by ben, unconfirmed")
 	v.says(tile(5)+" .last", "06:00-22:00")
+	if got := eval[string](v, fmt.Sprintf(`getComputedStyle(document.querySelector(%q), '::first-letter').textTransform`, tile(6)+" .last")); got != "uppercase" {
+		t.Errorf("a problem begins with a small letter: %s", got)
+	}
 	if got, want := eval[string](v, fmt.Sprintf(`document.querySelector(%q).textContent`, tile(1)+" .last")), time.Now().In(berlin(t)).Format("15:04"); !strings.Contains(got, want) && !strings.Contains(got, strings.TrimPrefix(time.Now().In(berlin(t)).Format("3:04"), "0")) {
 		t.Errorf("%q, at %s", got, want)
 	}
@@ -141,12 +144,12 @@ func TestStates(t *testing.T) {
 	v.expect("503")
 	eval[bool](v, `new Promise((ok) => setTimeout(ok, 850, true))`)
 	v.do(click(tile(3) + " .face"))
-	v.says("#note", "Hall light: kitchen is not connected, so nothing was sent. Try again when it is back.")
+	v.says("#note", "Hall light: Kitchen is not connected, so nothing was sent. Try again when it is back.")
 	s.relay.do(func() { s.relay.fail = refusal(mqttbridge.CodeBusy, "too many questions at once; wait a moment") })
 	v.expect("429")
 	eval[bool](v, `new Promise((ok) => setTimeout(ok, 850, true))`)
 	v.do(click(tile(3) + " .face"))
-	v.says("#note", "Hall light: too many questions at once; wait a moment. Nothing was sent.")
+	v.says("#note", "Hall light: Too many questions at once; wait a moment. Nothing was sent.")
 	s.relay.do(func() { s.relay.fail = nil })
 	v.do(click("#note button"))
 
@@ -159,7 +162,7 @@ func TestStates(t *testing.T) {
 	v.says("section:first-child", "Barn light")
 	v.says("section:first-child .where", "offline since")
 	v.do(click("section:first-child .face"))
-	v.says("#note", "Barn light: barn is offline since")
+	v.says("#note", "Barn light: Barn is offline since")
 	v.shots("away")
 	s.relay.do(func() { s.relay.publish("", mqttbridge.Event{HomeGone: "barn"}) })
 	v.do(chromedp.WaitNotPresent("section:nth-child(2)"))
@@ -395,7 +398,13 @@ func TestWorker(t *testing.T) {
 	s.away(true)
 	v.open()
 	v.says("main", "You are offline")
+	v.says("main", "What you pressed just before may have run; have a look.")
 	v.shots("shell")
+	v.do(chromedp.EmulateViewport(1280, 800))
+	if x := eval[[]float64](v, `['svg', 'h2', 'p', '#again'].map((e) => document.querySelector(e).getBoundingClientRect().x)`); x[1] != x[0] || x[2] != x[0] || x[3] != x[0] {
+		t.Errorf("the text is not below the header: %v", x)
+	}
+	v.do(chromedp.EmulateViewport(390, 844))
 	if text := eval[string](v, `document.documentElement.outerHTML`); strings.Contains(text, "anna") || strings.Contains(text, "kitchen") || strings.Contains(text, "Garage") {
 		t.Errorf("the kept page says %s", text)
 	}

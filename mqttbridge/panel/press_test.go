@@ -209,3 +209,72 @@ func TestPadForgets(t *testing.T) {
 		t.Errorf("after Cancel %d digits are there; ran: %s", n, s.relay.names())
 	}
 }
+
+// TestPadLost: no pad hides that the relay is gone, and what became of a PIN
+// that was sent is told by the tile.
+func TestPadLost(t *testing.T) {
+	s := serve(t)
+	v := s.visitor(t)
+	v.enter()
+	v.expect(broken...)
+	s.relay.do(func() { s.relay.homes["kitchen"].hold = true })
+	send := func(known ...string) string {
+		t.Helper()
+		v.do(click(tile(1)+" .face"), seen("#pad"))
+		v.do(chromedp.KeyEvent("2468\r"))
+		v.says("#pad-say", "Checking…")
+		id := s.pressed(t, known...)
+		v.says(tile(1)+" .last", "On its way…")
+		return id
+	}
+	lose := func() {
+		t.Helper()
+		s.away(true)
+		v.gone("#pad")
+		v.says("#banner", "No connection.")
+		v.says(tile(1)+" .last", "Connection lost, asking…")
+	}
+	first := send()
+	lose()
+	v.shots("pad-lost")
+	s.at(first, mqttbridge.Done, true) // nobody hears it
+	n := s.requests("GET /api/commands/" + first)
+	s.away(false)
+	v.says(tile(1)+" .last", "Done")
+	if s.requests("GET /api/commands/"+first) == n {
+		t.Error("the page did not ask")
+	}
+
+	// The PIN was wrong, and there is no pad any more to say so.
+	second := send(first)
+	lose()
+	s.relay.do(func() {
+		st := s.relay.statuses[second]
+		st.State, st.Final, st.Code, st.Reason, st.AttemptsLeft = mqttbridge.Refused, true, mqttbridge.CodePINWrong, "wrong PIN; 4 more tries", 4
+		s.relay.statuses[second] = st
+	})
+	s.away(false)
+	v.says("#note", "Garage door: Wrong PIN; 4 more tries")
+	v.says(tile(1)+" .last", "Refused")
+
+	// An answer to an earlier PIN says nothing in a pad that was opened since.
+	third := send(first, second)
+	v.do(click(`#pad [value=cancel]`))
+	v.gone("#pad")
+	v.do(click(tile(1)+" .face"), seen("#pad"))
+	v.digits("24")
+	s.at(third, mqttbridge.Done, true)
+	v.says(tile(1)+" .last", "Done")
+
+	// Who types is not disturbed when the stream starts anew, but told when
+	// nobody answers.
+	n = s.requests("GET /api/events")
+	s.relay.endAll()
+	s.relay.until(t, "the page is back", func() bool { return len(s.relay.watchers) == 1 && s.requests("GET /api/events") > n })
+	if got := eval[int](v, `document.querySelectorAll('#pad[open] #dots i').length`); got != 2 {
+		t.Errorf("%d digits are left", got)
+	}
+	s.away(true)
+	v.gone("#pad")
+	v.says("#banner", "No connection.")
+}

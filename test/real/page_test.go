@@ -371,7 +371,7 @@ func (h *pageHome) lockout() {
 		b.digits("1111")
 	}
 	b.gone("#pad")
-	b.says("#note", "too many wrong PINs")
+	b.says("#note", "Too many wrong PINs")
 	b.says(garage+" .last", "Refused")
 	b.says("section > .warn", annaPhone) // the alert, for all who look
 	b.shots("locked")
@@ -379,7 +379,7 @@ func (h *pageHome) lockout() {
 	// Locked is locked, also for the right one.
 	b.pin("Garage door", pagePIN)
 	b.gone("#pad")
-	b.says("#note", "too many wrong PINs")
+	b.says("#note", "Too many wrong PINs")
 	if n := h.ran(); n != before {
 		h.t.Errorf("wrong PINs opened something: %+v, then %+v", before, n)
 	}
@@ -529,10 +529,10 @@ func TestCommandPageInterrupted(t *testing.T) {
 	anna.says(".where", "offline since")
 	anna.fresh()
 	anna.press("Hall lamp")
-	anna.says("#note", "kitchen is offline")
+	anna.says("#note", "Kitchen is offline")
 	anna.says("#note", "Nothing was sent.")
 	anna.press("Garage door")
-	anna.says("#note", "Garage door: kitchen is offline")
+	anna.says("#note", "Garage door: Kitchen is offline")
 	if anna.count("#pad[open]") != 0 {
 		t.Error("a PIN is asked for, for nothing")
 	}

@@ -1,7 +1,7 @@
 // The command page: homes with their actions, as they are now.
 
 import { $, note, stamp, text, when } from './dom.js';
-import { compare, offer, openPad } from './dialogs.js';
+import { compare, cut, offer, openPad } from './dialogs.js';
 import { connect } from './link.js';
 import { heard, me, rejoined } from './run.js';
 import { Tile } from './tile.js';
@@ -110,6 +110,7 @@ connect({
     text($('link'), states[state]);
     text($('banner'), state === 'down' ? 'No connection. What you press now is not sent, and not kept for later.' : '');
     if (state === 'ended') return ended();
+    cut();
     document.body.dataset.link = state;
     for (const home of homes.values()) home.draw();
   },

@@ -37,7 +37,6 @@ function awake() {
 export function openPad(forTile, forValue) {
   tile = forTile;
   value = forValue;
-  busy = false;
   $('pad-title').textContent = 'PIN for ' + tile.action.label;
   wipe('');
   pad.showModal();
@@ -63,18 +62,27 @@ function send() {
 }
 
 // follow closes the pad once the PIN is known to be right, or it does not
-// matter any more.
+// matter any more. A pad that was closed or opened again meanwhile is not
+// about this press.
 function follow(run) {
-  if (!pad.open || run.tile !== tile || ['sending', 'accepted', 'sent'].includes(run.state)) return;
+  if (!busy || run !== tile.run || ['sending', 'accepted', 'sent'].includes(run.state)) return;
   busy = false;
   pad.classList.remove('busy');
   if (run.code !== 'pin-wrong') return pad.close();
+  note(); // the pad says it
   const left = run.left || 0;
   show('Wrong PIN. ' + (left ? left + (left > 1 ? ' tries' : ' try') + ' left.' : 'No try is left.'));
   pad.classList.remove('wrong');
   requestAnimationFrame(() => pad.classList.add('wrong'));
   buzz(60, 60, 60);
   awake();
+}
+
+// cut closes a pad that waits for an answer which the broken stream cannot
+// bring, and any pad where nothing can be sent: it would cover the banner that
+// says so. Typing goes on while the stream only starts anew.
+export function cut() {
+  if (link.state !== 'live' && (busy || link.state === 'down')) pad.close();
 }
 
 pad.addEventListener('click', ({ target }) => {
@@ -89,6 +97,7 @@ pad.addEventListener('keydown', (event) => {
   event.preventDefault();
 });
 pad.addEventListener('close', () => {
+  busy = false;
   pad.classList.remove('busy', 'wrong');
   wipe('');
 });

@@ -24,7 +24,10 @@ key.catch(() => {}); // told at the first press
 export const me = { device: '' };
 const runs = new Map(); // by id, while somebody may still have news of it
 
-export const wordsOf = (run) => (run.state === 'delivered' ? (run.final ? 'Delivered' : 'Delivered, waiting…') : words[run.state]);
+// wordsOf is what a tile says. Without the stream nothing tells how a command
+// that is on its way goes on: it is asked for once the relay is back.
+export const wordsOf = ({ state, final }) => (state === 'delivered' ? (final ? 'Delivered' : 'Delivered, waiting…')
+  : words[link.state === 'live' || final || state === 'sending' ? state : 'lost']);
 
 // moodOf is how a tile looks.
 export function moodOf(run) {
@@ -119,7 +122,8 @@ function finish(run) {
   const { label } = run.tile.action;
   const good = moodOf(run) === 'good';
   buzz(...(good ? [20, 60, 20] : [120]));
-  if (!good && run.code !== 'pin-wrong') note(label + ': ' + (run.reason || details[run.state]));
+  const why = run.reason || details[run.state];
+  if (!good) note(label + ': ' + why[0].toUpperCase() + why.slice(1));
   else say(label + ': ' + wordsOf(run));
   run.ended = Date.now();
 }
