@@ -69,7 +69,7 @@ func (e *Executor) clearAlert(key string) {
 func (e *Executor) lockedOut(device, label string, lock time.Duration) {
 	e.note("device.locked", map[string]any{"device": device, "action": label, "for": lock.String()})
 	e.log.Warn("a device is locked after wrong PINs", "device", device, "action", label, "for", lock)
-	what := fmt.Sprintf("tried %d wrong PINs at %s and is locked for %v", maxWrong, label, lock)
+	what := fmt.Sprintf("tried %d wrong PINs at %s and is locked for %s", maxWrong, label, duration(lock))
 	e.raiseNamed(lockAlert(device), label, device, device+" "+what, "a device "+what)
 }
 

@@ -373,7 +373,7 @@ func (h *pageHome) lockout() {
 	b.gone("#pad")
 	b.says("#note", "Too many wrong PINs")
 	b.says(garage+" .last", "Refused")
-	b.says("section > .warn", annaPhone) // the alert, for all who look
+	b.says("section > .warn", "wrong PINs") // the alert, for all who look, without a name
 	b.shots("locked")
 	h.seen.waitFor("\nsallyport/alert ", soon)
 	// Locked is locked, also for the right one.
