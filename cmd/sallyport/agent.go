@@ -166,7 +166,15 @@ func (p *offerPrinter) print(st control.Status) {
 			fmt.Fprintln(p.out, line)
 		}
 	}
-	if len(st.Services) == 0 {
+	switch n := len(st.Actions); {
+	case len(st.Services) > 0:
+	case n > 0 && st.Domain != "":
+		what := "actions"
+		if n == 1 {
+			what = "action"
+		}
+		tell(fmt.Sprintf("offers %d %s: https://home.%s/", n, what, st.Domain))
+	case n == 0:
 		tell("offers nothing yet: sallyport agent expose NAME TARGET" + p.data)
 	}
 	for _, s := range st.Services {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/sallyport/sallyport/agent/control"
 	"github.com/sallyport/sallyport/mqttbridge/executor"
 )
 
@@ -52,24 +53,51 @@ func agentFound(c *cli.Context, io stdio) error {
 	if err := noArgs(c); err != nil {
 		return err
 	}
-	found, err := agentClient(c.String("data")).Found(c.Context)
+	client := agentClient(c.String("data"))
+	found, err := client.Found(c.Context)
 	if err != nil {
 		return err
 	}
+	st, err := client.Status(c.Context)
+	if err != nil {
+		return err
+	}
+	if m := st.MQTT; m != nil && !m.BrokerConnected {
+		why := ""
+		if m.Error != "" {
+			why = ": " + m.Error
+		}
+		return failed(exitFailed, "what devices announce is heard from it alone; see: sallyport status"+dataArg(c.String("data"), defaultAgentData),
+			fmt.Errorf("the home broker %s is not connected%s", m.Broker, why))
+	}
+	// What has no name is a comment about what was left out.
+	var skipped []control.Suggestion
+	found = slices.DeleteFunc(found, func(s control.Suggestion) bool {
+		if s.Name == "" {
+			skipped = append(skipped, s)
+		}
+		return s.Name == ""
+	})
 	if c.Bool("json") {
+		printSuggestions(io.err, skipped, "")
 		return printJSON(io.out, list(found))
 	}
 	if len(found) == 0 {
-		fmt.Fprintln(io.out, "# nothing was announced at the home broker below homeassistant/")
-		return nil
+		fmt.Fprintln(io.out, "# nothing that can be an action was announced at the home broker below homeassistant/")
+	} else {
+		fmt.Fprint(io.out, "# announced at the home broker; none of it is offered before it stands in the agent's configuration\nactions:\n")
 	}
-	fmt.Fprint(io.out, "# announced at the home broker; none of it is offered before it stands in the agent's configuration\nactions:\n")
-	for _, s := range found {
+	printSuggestions(io.out, found, "  ")
+	printSuggestions(io.out, skipped, "")
+	return nil
+}
+
+func printSuggestions(out goio.Writer, list []control.Suggestion, indent string) {
+	for _, s := range list {
 		for line := range strings.Lines(strings.TrimRight(s.YAML, "\n") + "\n") {
-			fmt.Fprint(io.out, "  "+line)
+			fmt.Fprint(out, indent+line)
 		}
 	}
-	return nil
 }
 
 // agentLog prints the command log of a data directory, whether an agent runs

@@ -11,6 +11,8 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/sallyport/sallyport/agent/control"
+	"github.com/sallyport/sallyport/cmd/sallyport/configfile"
+	"github.com/sallyport/sallyport/mqttbridge"
 )
 
 // agentCommandKeys are the subcommands of `agent` about who may press buttons.
@@ -188,11 +190,22 @@ func agentPIN(c *cli.Context, io stdio) error {
 		if err := client.SetPIN(c.Context, action, ""); err != nil {
 			return err
 		}
-		fmt.Fprintf(io.out, "%s has no PIN now\nundo: sallyport agent pin%s%s\n", firstOf(action, "an action without its own"), of, at)
+		// What still runs after this does so by the PIN for all.
+		now := "%s has no PIN now"
+		if st, err := client.Status(c.Context); err == nil && slices.ContainsFunc(st.Actions, func(a control.Action) bool {
+			return a.Name == action && a.Confirm == mqttbridge.ConfirmPIN && a.Problem == ""
+		}) {
+			now = "%s has no PIN of its own now: the one for every action without its own still applies"
+		}
+		fmt.Fprintf(io.out, now+"\nundo: sallyport agent pin%s%s\n", firstOf(action, "an action without its own"), of, at)
 		return nil
 	}
-	// Asked before anybody types: is an agent there?
-	if _, err := client.Status(c.Context); err != nil {
+	// Asked before anybody types: is an agent there, and the action?
+	st, err := client.Status(c.Context)
+	if err != nil {
+		return err
+	}
+	if err := asksForPIN(st.Actions, action); err != nil {
 		return err
 	}
 	pin, err := readPIN(c, io, "new PIN: ")
@@ -213,4 +226,27 @@ func agentPIN(c *cli.Context, io stdio) error {
 	}
 	fmt.Fprintf(io.out, "the PIN of %s is set\nundo: sallyport agent pin%s --remove%s\n", firstOf(action, "every action without its own"), of, at)
 	return nil
+}
+
+// asksForPIN says what is wrong with an action that is to get a PIN; "" is all
+// of them.
+func asksForPIN(actions []control.Action, name string) error {
+	if name == "" {
+		return nil
+	}
+	var names []string
+	for _, a := range actions {
+		if a.Name == name && a.Confirm != mqttbridge.ConfirmPIN {
+			return failed(exitRefused, "write confirm: pin into its configuration first", fmt.Errorf("the action %q asks for no PIN", name))
+		}
+		if a.Name == name {
+			return nil
+		}
+		names = append(names, a.Name)
+	}
+	hint := "`actions:` in the agent's configuration declares them"
+	if s := configfile.Nearest(name, names); s != "" {
+		hint = "Did you mean " + s + "?"
+	}
+	return failed(exitRefused, hint, fmt.Errorf("this home has no action %q", name))
 }

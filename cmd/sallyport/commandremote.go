@@ -41,8 +41,8 @@ func openRemote(c *cli.Context, io stdio) (*remote, error) {
 	if d != nil {
 		_, known, _ := strings.Cut(d.CheckURL(), "://check.")
 		domain, keyFile = firstOf(domain, known), d.KeyFile()
-		r.again = " --device " + quoted(d.Dir)
 	}
+	r.again = againFlags(c, d)
 	switch {
 	case keyFile == "":
 		return nil, usageError(commandExample, "command wants a device certificate: --device, or --cert and --key")
@@ -71,6 +71,22 @@ func openRemote(c *cli.Context, io stdio) (*remote, error) {
 	}}}
 	r.keyFile = firstOf(c.String("sign-key"), signKeyFile(keyFile))
 	return r, nil
+}
+
+// againFlags are the flags that say who presses and where, as they were given.
+func againFlags(c *cli.Context, d *machine.Device) string {
+	var b strings.Builder
+	flags := []string{"cert", "key", "ca", "domain", "relay", "sign-key"}
+	if d != nil {
+		b.WriteString(" --device " + quoted(d.Dir))
+		flags = flags[2:]
+	}
+	for _, flag := range flags {
+		if v := c.String(flag); v != "" {
+			b.WriteString(" --" + flag + " " + quoted(v))
+		}
+	}
+	return b.String()
 }
 
 // openKey reads this machine's signing key, or makes it.
@@ -166,7 +182,7 @@ func (r *remote) forget(home string) error {
 	case err != nil:
 		return failed(exitFailed, "", err)
 	case !was:
-		return failed(exitFailed, r.key.HomesFile()+" has the known ones", fmt.Errorf("no home %s is known here", home))
+		return failed(exitFailed, "the known ones are in "+r.key.HomesFile(), fmt.Errorf("no home %s is known here", home))
 	}
 	fmt.Fprintf(r.io.out, "%s is forgotten here; undo: the next command shows the words again, compare them\n", home)
 	return nil

@@ -23,16 +23,21 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"sallyport": main, "echod": echod, "brokerd": brokerd})
 }
 
-// brokerd is the demo's home broker with its garage door, and a fan that
-// announces itself to Home Assistant: it prints its address and stays.
+// brokerd is the demo's home broker with its garage door, and things that
+// announce themselves to Home Assistant: it prints its address and stays.
 func brokerd() {
 	b, err := startHomeBroker()
 	if err != nil {
 		panic(err)
 	}
-	const fan = `{"name":"Fan","cmd_t":"fan/set","stat_t":"fan/state","uniq_id":"f1"}`
-	if err := b.server.Publish("homeassistant/switch/fan/config", []byte(fan), true, 1); err != nil {
-		panic(err)
+	for _, said := range [][2]string{
+		{"select/mode", `{"name":"Mode","cmd_t":"mode/set"}`},
+		{"switch/switch", `{"name":null,"dev":{"name":"Gate"},"cmd_t":"gate/set","stat_t":"gate/state","stat_on":"1","stat_off":"0"}`},
+		{"switch/fan", `{"name":"Fan","cmd_t":"fan/set","stat_t":"fan/state","uniq_id":"f1"}`},
+	} {
+		if err := b.server.Publish("homeassistant/"+said[0]+"/config", []byte(said[1]), true, 1); err != nil {
+			panic(err)
+		}
 	}
 	fmt.Println(b.addr)
 	select {}

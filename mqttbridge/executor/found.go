@@ -32,21 +32,36 @@ type Suggestion struct {
 	Action Action // how it is commanded
 	Note   string // what to look at before using it; "" = nothing
 	YAML   string // the entry below actions: of the agent's configuration
+
+	skipped string // why it cannot become an action; "" = it can
+	names   naming
 }
 
 // Found returns what devices announced to Home Assistant: switches, buttons,
-// covers, locks, lights, sirens and scenes, at most 256, by label.
+// covers, locks, lights, sirens and scenes, at most 256, by label. Their names
+// differ, and all YAML together is a valid list of actions: what is more than a
+// home may have is commented out. Behind them stands, for each reason why some
+// of what can be commanded is left out, one Suggestion without a name, whose YAML
+// is a comment.
 func (e *Executor) Found() []Suggestion {
 	e.mu.Lock()
-	defer e.mu.Unlock()
-	var list []Suggestion
+	var list, skipped []Suggestion
 	for _, some := range e.found {
-		list = append(list, some...)
+		for _, s := range some {
+			if s.skipped != "" {
+				skipped = append(skipped, s)
+			} else {
+				list = append(list, s)
+			}
+		}
 	}
+	e.mu.Unlock()
 	slices.SortFunc(list, func(a, b Suggestion) int {
 		return cmp.Or(strings.Compare(a.Label, b.Label), strings.Compare(a.Name, b.Name), strings.Compare(a.Action.Topic, b.Action.Topic))
 	})
-	return list[:min(len(list), maxFound)]
+	list = list[:min(len(list), maxFound)]
+	unique(list)
+	return append(fitting(list), skips(skipped)...)
 }
 
 // discovered takes one announcement.
@@ -54,11 +69,19 @@ func (e *Executor) discovered(topic string, payload []byte, _ bool) {
 	some := suggestions(topic, payload)
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	delete(e.found, topic)
 	if len(some) == 0 {
-		delete(e.found, topic) // taken back
-		return
+		return // taken back, or nothing that takes commands
 	}
-	if _, ok := e.found[topic]; ok || len(e.found) < maxFound {
+	if len(e.found) >= maxFound && some[0].skipped == "" {
+		for old, had := range e.found { // what can be used goes before what cannot
+			if had[0].skipped != "" {
+				delete(e.found, old)
+				break
+			}
+		}
+	}
+	if len(e.found) < maxFound {
 		e.found[topic] = some
 	}
 }
@@ -73,6 +96,8 @@ var longKeys = map[string]string{
 	"pl_open": "payload_open", "pl_cls": "payload_close", "pl_stop": "payload_stop", "pl_lock": "payload_lock",
 	"pl_unlk": "payload_unlock", "dev": "device", "cmps": "components", "p": "platform", "schema": "schema",
 	"uniq_id": "unique_id", "obj_id": "object_id",
+	"stat_on": "state_on", "stat_off": "state_off", "stat_open": "state_open", "stat_clsd": "state_closed",
+	"stat_stopped": "state_stopped", "stat_locked": "state_locked", "stat_unlocked": "state_unlocked",
 }
 
 func long(m map[string]any) announcement {
@@ -106,38 +131,53 @@ func (a announcement) topic(key string) string {
 }
 
 // suggestions reads one announcement: of one thing, or of a device with several
-// components.
+// components. What can be used comes first.
 func suggestions(topic string, payload []byte) (list []Suggestion) {
 	parts := strings.Split(topic, "/")
-	if len(payload) > maxAnnounced || len(parts) < 4 {
+	if len(payload) == 0 || len(parts) < 4 {
 		return nil
+	}
+	skip := func(reason string) []Suggestion {
+		return []Suggestion{{Label: clean(topic, maxFoundText), skipped: reason}}
+	}
+	if len(payload) > maxAnnounced {
+		return skip(fmt.Sprintf("announced with more than %d KiB", maxAnnounced>>10))
 	}
 	var raw map[string]any
 	if json.Unmarshal(payload, &raw) != nil {
-		return nil
+		return skip("announced with something that is no JSON object")
 	}
 	whole, object := long(raw), parts[len(parts)-2]
+	node := strings.Join(parts[2:len(parts)-2], "_")
 	if parts[1] != "device" {
-		if s, ok := suggest(parts[1], object, whole, whole); ok {
-			list = append(list, s)
+		s, reason := suggest(parts[1], object, node, whole, whole)
+		switch {
+		case reason != "":
+			return skip(reason)
+		case s.Name == "":
+			return nil
 		}
-		return list
+		return append(list, s)
 	}
 	components, _ := whole["components"].(map[string]any)
+	var left []Suggestion
 	for _, key := range slices.Sorted(maps.Keys(components)) {
 		one, ok := components[key].(map[string]any)
-		if !ok || len(list) >= maxParts {
+		if !ok || len(list)+len(left) >= maxParts {
 			continue
 		}
 		part := long(one)
 		if _, own := part["~"]; !own && whole["~"] != nil {
 			part["~"] = whole["~"]
 		}
-		if s, ok := suggest(part.text("platform"), object+"_"+key, part, whole); ok {
+		s, reason := suggest(part.text("platform"), object+"_"+key, node, part, whole)
+		if reason != "" {
+			left = append(left, skip(reason)...)
+		} else if s.Name != "" {
 			list = append(list, s)
 		}
 	}
-	return list
+	return append(list, left...)
 }
 
 // kinds says which payloads a component takes, by value: their key and what
@@ -154,16 +194,28 @@ var kinds = map[string]map[string][2]string{
 
 var simpleTemplate = regexp.MustCompile(`^\{\{\s*value_json(?:\.([A-Za-z0-9_]+)|\[['"]([^'"\]]+)['"]\])\s*\}\}$`)
 
-func suggest(component, object string, a, device announcement) (Suggestion, bool) {
+// suggest makes an action of one component, or says why it cannot; of what takes
+// no commands there is neither.
+func suggest(component, object, node string, a, device announcement) (s Suggestion, reason string) {
 	kind, topic := kinds[component], a.topic("command_topic")
-	if kind == nil || topic == "" {
-		return Suggestion{}, false
+	switch {
+	case kind == nil && a.commanded():
+		return s, component + " is not one of " + strings.Join(slices.Sorted(maps.Keys(kinds)), ", ")
+	case kind == nil:
+		return s, ""
+	case topic == "":
+		return s, component + " without a command_topic that can be published to"
+	case a.text("schema") != "" && a.text("schema") != "json" && a.text("schema") != "basic" && a.text("schema") != "default":
+		return s, component + " with the schema " + clean(a.text("schema"), 20)
 	}
-	s := Suggestion{Name: actionName(object), Label: foundLabel(a, device, object)}
+	s.Label = foundLabel(a, device, object)
+	s.names = naming{object: cmp.Or(a.text("object_id"), object), topic: object, node: node, owner: device.owner(), own: a.text("name"), component: component}
+	s.Name = s.names.name()
 	s.Action = Action{Name: s.Name, Label: clean(s.Label, maxLabel), Topic: topic, State: a.topic("state_topic"), Values: make(map[string]string)}
+	asJSON := component == "light" && a.text("schema") == "json"
 	for value, how := range kind {
 		payload := cmp.Or(a.text(how[0]), how[1])
-		if component == "light" && a.text("schema") == "json" {
+		if asJSON {
 			payload = fmt.Sprintf(`{"state":"%s"}`, strings.ToUpper(value))
 			s.Action.StatePath = "state"
 		}
@@ -179,40 +231,50 @@ func suggest(component, object string, a, device announcement) (Suggestion, bool
 		s.Action.State = "" // it would show what was asked for, not what is
 	}
 	template := cmp.Or(a.text("value_template"), a.text("state_value_template"))
-	if m := simpleTemplate.FindStringSubmatch(template); m != nil {
+	m := simpleTemplate.FindStringSubmatch(template)
+	if m != nil {
 		s.Action.StatePath = cmp.Or(m[1], m[2])
 	}
 	if s.Action.State == "" {
 		s.Action.StatePath = ""
 	}
+	if template == "" || m != nil {
+		s.Action.Ack = foundAck(component, s.Action, a)
+	}
 	if a.text("command_template") != "" {
 		s.Note = "the device wants its payload in a form of its own (command_template): check what is published"
 	}
 	if _, err := s.Action.Resolved(); err != nil {
-		return Suggestion{}, false
+		return Suggestion{}, component + " with texts that no action can have"
+	}
+	if _, faults := compileAll([]Action{s.Action}); len(faults) > 0 {
+		return Suggestion{}, component + " with texts that no action can have"
 	}
 	s.YAML = s.yaml()
-	return s, true
+	return s, ""
+}
+
+// owner is the name of the device that announces.
+func (a announcement) owner() string {
+	if d, ok := a["device"].(map[string]any); ok {
+		return long(d).text("name")
+	}
+	return ""
+}
+
+// commanded reports whether it takes commands of any kind.
+func (a announcement) commanded() bool {
+	for key := range a {
+		if strings.HasSuffix(key, "command_topic") || strings.HasSuffix(key, "cmd_t") {
+			return true
+		}
+	}
+	return false
 }
 
 func foundLabel(a, device announcement, object string) string {
-	owner := ""
-	if d, ok := device["device"].(map[string]any); ok {
-		owner = long(d).text("name")
-	}
-	label := strings.TrimSpace(clean(owner+" "+a.text("name"), maxLabel))
+	label := strings.TrimSpace(clean(device.owner()+" "+a.text("name"), maxLabel))
 	return cmp.Or(label, clean(object, maxLabel))
-}
-
-// actionName makes a name that an action may have.
-func actionName(object string) string {
-	name := strings.Map(func(r rune) rune {
-		if validName(string(r)) {
-			return r
-		}
-		return '-'
-	}, clean(object, 64))
-	return cmp.Or(strings.Trim(name, "-"), "found")
 }
 
 // yaml writes the action as the owner would. A JSON text is YAML, too.
@@ -234,6 +296,16 @@ func (s Suggestion) yaml() string {
 		b.WriteString("  values:\n")
 		for _, value := range slices.Sorted(maps.Keys(a.Values)) {
 			fmt.Fprintf(&b, "    %s: %s\n", quote(value), quote(a.Values[value]))
+		}
+	}
+	if ack := a.Ack; ack != nil {
+		fmt.Fprintf(&b, "  ack:\n    topic: %s\n", quote(ack.Topic))
+		if ack.Timeout != 0 {
+			fmt.Fprintf(&b, "    timeout: %s\n", quote(ack.Timeout.String()))
+		}
+		b.WriteString("    values:\n")
+		for _, value := range slices.Sorted(maps.Keys(ack.Values)) {
+			fmt.Fprintf(&b, "      %s: %s\n", quote(value), quote(ack.Values[value]))
 		}
 	}
 	if a.State != "" {

@@ -29,7 +29,12 @@ func TestFound(t *testing.T) {
 			w.broker.say(topic, payload, true)
 		}
 		var got []string
+		var skipped []string
 		for _, s := range w.e.Found() {
+			if s.Name == "" {
+				skipped = append(skipped, s.YAML)
+				continue
+			}
 			a := s.Action
 			got = append(got, fmt.Sprintf("%s|%s|%s|%s|%v|%s|%s|%v", s.Name, s.Label, a.Topic, a.Payload, a.Values, a.State, a.StatePath, s.Note != ""))
 			var list []struct {
@@ -51,16 +56,22 @@ func TestFound(t *testing.T) {
 			"evening|Evening|scene/set|evening|map[]|||false",
 			"front|Front|front/set||map[lock:LOCK unlock:UNLOCK]|||true",
 			"door|Garage Door|n/cover/door/command||map[close:CLOSE open:OPEN stop:STOP]|n/cover/door/state||false",
-			"switch|Heater|zigbee2mqtt/Heater/set||map[off:OFF on:ON]|zigbee2mqtt/Heater|state|false",
+			"heater-switch|Heater|zigbee2mqtt/Heater/set||map[off:OFF on:ON]|zigbee2mqtt/Heater|state|false",
 			`porch|Porch|porch/set||map[off:{"state":"OFF"} on:{"state":"ON"}]|porch|state|false`,
 			"s|s|s/set||map[off:OFF on:ON]|||false",
 		}
 		if strings.Join(got, "\n") != strings.Join(want, "\n") {
 			t.Errorf("found\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 		}
+		if got := strings.Join(skipped, ""); got != `# skipped 1: announced with more than 32 KiB (homeassistant/switch/bad4/config)
+# skipped 1: announced with something that is no JSON object (homeassistant/switch/bad3/config)
+# skipped 2: switch without a command_topic that can be published to (homeassistant/switch/bad1/config)
+` {
+			t.Error(got)
+		}
 		// Taken back.
 		w.broker.say("homeassistant/button/bell/config", "", false)
-		if n := len(w.e.Found()); n != len(want)-1 {
+		if n := len(w.e.Found()); n != len(want)-1+len(skipped) {
 			t.Errorf("%d suggestions", n)
 		}
 		// Nothing of it can be pressed, and nobody at the relay hears of it.
@@ -88,6 +99,12 @@ func FuzzDiscovery(f *testing.F) {
 	f.Add("homeassistant/a/b/c/config", []byte(`{"cmd_t":"\u0000"}`))
 	f.Fuzz(func(t *testing.T, topic string, payload []byte) {
 		for _, s := range suggestions(topic, payload) {
+			if s.skipped != "" {
+				if text := skips([]Suggestion{s})[0].YAML; strings.Count(text, "\n") != 1 || !strings.HasPrefix(text, "# ") || strings.ContainsAny(text, "\r\u0085\u2028\u2029") {
+					t.Errorf("no comment of one line: %q", text)
+				}
+				continue
+			}
 			if f := Check([]Action{s.Action}); len(f) > 0 {
 				t.Errorf("suggested something that cannot be used: %+v", f)
 			}
