@@ -254,7 +254,7 @@ bridge_keyfile %s/house.key
 	anna := h.connect("anna", 5)
 	anna.subscribe(filter("home/house/state/#", 1))
 
-	reader := exec.CommandContext(t.Context(), sub, "-h", "127.0.0.1", "-p", port, "-q", "1", "-t", "#", "-C", "2", "-W", "20", "-v")
+	reader := exec.CommandContext(t.Context(), sub, "-h", "127.0.0.1", "-p", port, "-q", "1", "-t", "set/#", "-C", "1", "-W", "20", "-v")
 	out, err := reader.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -279,7 +279,7 @@ bridge_keyfile %s/house.key
 	for anna.publish("home/house/set/lamp", "off", 1); ; {
 		select {
 		case got := <-lines:
-			if !strings.Contains(got, "set/lamp off\n") || !strings.Contains(got, "state/lamp on\n") {
+			if got != "set/lamp off\n" {
 				t.Errorf("the home broker's reader got %q", got)
 			}
 		case <-time.After(500 * time.Millisecond): // it came before mosquitto_sub was there

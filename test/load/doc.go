@@ -9,17 +9,24 @@
 // HTTP service, visited by HTTP/1.1 and HTTP/2), pass (TLS passed through to
 // the service unread).
 //
-//	go test -run '^$' -bench . -count 3 ./test/load            # about ten minutes; the table at the end holds medians
-//	go test -run '^$' -bench . -benchtime 1x ./test/load       # a look, less than a minute
+// For MQTT the peer is mosquitto on the VPS, for devices with certificates, and
+// mosquitto's own bridge at home. What stands at home is a mosquitto for all of
+// them. Slow lines are processes that hold everything for a while (detour).
+//
+//	go test -run '^$' -bench . -count 3 ./test/load            # about twenty minutes; the table at the end holds medians
+//	go test -run '^$' -bench . -benchtime 1x ./test/load       # a look, about a minute
 //	go test -run '^$' -bench 'Bulk/down/8/raw' ./test/load     # a part
+//	go test -run '^$' -bench 'Bridge|Command|IdleMQTT|Stalled' -count 3 ./test/load # MQTT and commands
 //
 // CPU time is that of the processes between visitor and home, from their CPU
 // clocks; Gbit/s and rates share the machine with the load itself, so costs
 // are what to compare. These are benchmarks: no number fails. A missing
-// HAProxy leaves its rows out, with CI=true it is a failure.
+// HAProxy or mosquitto leaves its rows out (another broker stands at home
+// then), with CI=true it is a failure.
 //
 // SALLYPORT_LOAD_PROFILE=DIR runs relay and agents from the test binary and
-// leaves their CPU profiles in DIR; choose one benchmark with -bench.
+// leaves their CPU profiles in DIR, and what is in memory while connections
+// idle; choose one benchmark with -bench.
 //
 // Linux only: the clocks and /proc are.
 package load
