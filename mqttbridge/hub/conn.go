@@ -74,11 +74,8 @@ type conn struct {
 	maxAliases int
 
 	// The engine's goroutine's own.
-	farewell  bool   // a DISCONNECT that takes the will along
-	subCodes  []byte // of the SUBSCRIBE or UNSUBSCRIBE that is being answered
-	replay    []subscription
-	nextAudit time.Time
-	muted     int
+	farewell bool   // a DISCONNECT that takes the will along
+	subCodes []byte // of the SUBSCRIBE or UNSUBSCRIBE that is being answered
 
 	mu          sync.Mutex // guards everything below to the empty line
 	out, spare  []byte     // not written yet; the last buffer, for the next time
@@ -143,6 +140,9 @@ func (c *conn) Write(p []byte) (int, error) {
 		}
 		c.close(ending{reason: "protocol error"}, p)
 		return len(p), nil
+	}
+	if len(p) > 3 && p[0]>>4 == 2 && p[3] == 0 { // CONNACK, success
+		c.established = true
 	}
 	if len(c.out)+len(p) > maxUnwritten {
 		c.failed = true

@@ -54,7 +54,7 @@ func (c *conn) connect(pk packets.Packet) packets.Code {
 		client = c.id.Name + "-" + strings.ToLower(rand.Text()[:16])
 		props.AssignedClientID = client
 	case !ownsClientID(c.id.Name, client), len(client) > maxClientID:
-		h.audit("mqtt.refused", slog.String("device", c.id.Name), slog.String("client", client), slog.String("reason", "the client id is not the device's name"))
+		h.auditOften("mqtt.refused", c.id.Name, "client-id", slog.String("client", client), slog.String("reason", "the client id is not the device's name"))
 		return packets.ErrClientIdentifierNotValid
 	}
 	if code := c.checkWill(); code != packets.CodeSuccess {
@@ -75,11 +75,11 @@ func (c *conn) connect(pk packets.Packet) packets.Code {
 		return packets.ErrServerBusy
 	}
 	if !h.admit(c) {
-		h.audit("mqtt.refused", slog.String("device", c.id.Name), slog.String("client", client), slog.String("reason", "the device has too many connections"))
+		h.auditOften("mqtt.refused", c.id.Name, "connections", slog.String("client", client), slog.String("reason", "the device has too many connections"))
 		return packets.ErrQuotaExceeded
 	}
 	if c.will != nil {
-		c.will.m.sender = sender{device: c.id.Name, id: c.id.ID, client: c.key, since: h.era.Load()}
+		c.will.m.sender = sender{device: c.id.Name, id: c.id.ID, client: c.key, since: c.era}
 	}
 	if err := h.attach(c, client, pk.Connect.Clean, keep); err != nil {
 		c.logger().Warn("client refused: its session cannot be kept", "client", client, "err", err)
@@ -176,27 +176,10 @@ func (h *Hub) release(c *conn) {
 
 // establish lets deliveries go out: CONNACK was the first packet.
 func (c *conn) establish() {
-	c.mu.Lock()
-	c.established = true
-	c.mu.Unlock()
 	s := c.session
 	s.mu.Lock()
 	s.ready = s.conn == c
 	s.mu.Unlock()
 	s.kick()
 	c.logger().Debug("MQTT client connected", "version", c.version, "session", c.present)
-}
-
-const auditEvery = time.Second
-
-// auditDenied records a refusal, of one connection at most one a second.
-func (c *conn) auditDenied(what, topic string) {
-	c.hub.stats.denied.Add(1)
-	now := time.Now()
-	if now.Before(c.nextAudit) {
-		c.muted++
-		return
-	}
-	c.hub.audit("mqtt.denied", slog.String("device", c.id.Name), slog.String("what", what), slog.String("topic", topic), slog.Int("unsaid", c.muted))
-	c.nextAudit, c.muted = now.Add(auditEvery), 0
 }

@@ -206,7 +206,8 @@ func (*hook) OnSubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet {
 			RetainHandling: f.RetainHandling, ID: uint32(f.Identifier),
 		}
 	}
-	c.subCodes, c.replay = c.subscribe(subs)
+	c.session.hold(true)
+	c.subCodes = c.subscribe(subs)
 	pk.Filters = nil
 	return pk
 }
@@ -229,16 +230,15 @@ func (*hook) OnUnsubscribe(cl *mqtt.Client, pk packets.Packet) packets.Packet {
 // busy says whether a packet's id belongs to a publication that is under way:
 // the engine refuses the packet then.
 func (c *conn) busy(pk packets.Packet) bool {
-	c.subCodes, c.replay = nil, nil
+	c.subCodes = nil
 	_, busy := c.cl.State.Inflight.Get(pk.PacketID)
 	return busy
 }
 
-// OnPacketProcessed sends retained messages once SUBACK is written.
-func (*hook) OnPacketProcessed(cl *mqtt.Client, pk packets.Packet, err error) {
-	if c := connOf(cl); pk.FixedHeader.Type == packets.Subscribe && err == nil && len(c.replay) > 0 {
-		c.session.replay(c.replay)
-		c.replay = nil
+// OnPacketProcessed lets deliveries go on once SUBACK is written.
+func (*hook) OnPacketProcessed(cl *mqtt.Client, pk packets.Packet, _ error) {
+	if pk.FixedHeader.Type == packets.Subscribe {
+		connOf(cl).session.hold(false)
 	}
 }
 
@@ -284,7 +284,7 @@ func (c *conn) newMessage(pk packets.Packet) *message {
 	h := c.hub
 	m := &message{
 		topic: pk.TopicName, payload: pk.Payload, qos: pk.FixedHeader.Qos, retain: pk.FixedHeader.Retain,
-		sender: sender{device: c.id.Name, id: c.id.ID, client: c.key, since: h.era.Load()},
+		sender: sender{device: c.id.Name, id: c.id.ID, client: c.key, since: c.era},
 		props:  propsOf(&pk.Properties),
 	}
 	if s := pk.Properties.MessageExpiryInterval; s > 0 {

@@ -45,6 +45,7 @@ type flights struct {
 	lane        bool       // the last one came from the mailbox
 
 	pumping bool
+	held    bool         // a SUBACK goes first
 	more    bool         // the mailbox may hold more than was read
 	batch   []queue.Item // read, not sent yet
 	after   uint64       // newest that was read
@@ -70,7 +71,7 @@ func (f *flights) restart() {
 
 // forgetMemory drops what is kept nowhere.
 func (f *flights) forgetMemory() {
-	f.waiting, f.waitingLive, f.waitingSize, f.pumping, f.batch = nil, 0, 0, false, nil
+	f.waiting, f.waitingLive, f.waitingSize, f.pumping, f.held, f.batch = nil, 0, 0, false, false, nil
 	for pid, fl := range f.byPID {
 		if fl.seq == 0 {
 			delete(f.byPID, pid)
@@ -126,6 +127,14 @@ func (f *flights) pop() delivery {
 	return d
 }
 
+// hold stops deliveries, and lets them go on.
+func (s *session) hold(on bool) {
+	s.mu.Lock()
+	s.held = on
+	s.mu.Unlock()
+	s.kick()
+}
+
 // mailed says that the mailbox has got something.
 func (s *session) mailed() {
 	s.mu.Lock()
@@ -139,7 +148,7 @@ func (s *session) mailed() {
 func (s *session) kick() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.conn == nil || !s.ready || s.pumping {
+	if s.conn == nil || !s.ready || s.held || s.pumping {
 		return
 	}
 	s.pumping = true
@@ -198,7 +207,7 @@ func (s *session) next(c *conn) (sending, bool) {
 			fromMailbox = !taken
 		}
 		switch {
-		case s.conn != c:
+		case s.conn != c, s.held:
 			s.pumping = false
 			s.mu.Unlock()
 			return sending{}, false

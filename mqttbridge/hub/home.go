@@ -33,6 +33,8 @@ type home struct {
 	mailbox string
 	epoch   string // of what is retained of it here
 
+	waiting quotas
+
 	configuring sync.Mutex // one hello at a time
 
 	mu     sync.Mutex // guards everything below
@@ -67,6 +69,8 @@ type lastRecord struct {
 func homeMailbox(id string) string { return homeQueues + id }
 
 func lastKey(id string) string { return recordPrefix + "last/" + id }
+
+func (hm *home) owner() string { return hm.id }
 
 func (hm *home) awake() bool {
 	hm.mu.Lock()
@@ -197,6 +201,9 @@ func checkHello(hello *mqttbridge.LinkHello) error {
 	if hello.Version != mqttbridge.LinkVersion {
 		return fmt.Errorf("the agent speaks version %d of the link, the relay %d: update the older one", hello.Version, mqttbridge.LinkVersion)
 	}
+	if !isToken(hello.Stream) || hello.Epoch != "" && !isToken(hello.Epoch) {
+		return errors.New("the names of stream and epoch are 1 to 64 letters, digits, - and _")
+	}
 	if len(hello.In) > maxHomeFilters || len(hello.Out) > maxHomeFilters {
 		return fmt.Errorf("more than %d rules in one direction", maxHomeFilters)
 	}
@@ -214,6 +221,12 @@ func checkHello(hello *mqttbridge.LinkHello) error {
 		}
 	}
 	return nil
+}
+
+func isToken(s string) bool {
+	return s != "" && len(s) <= 64 && strings.IndexFunc(s, func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_')
+	}) < 0
 }
 
 // configure takes an agent's rules over and returns how far its stream came.
@@ -244,9 +257,12 @@ func (hm *home) configure(name string, hello *mqttbridge.LinkHello) (last uint64
 		}
 	}
 	before, after := hm.subscriptions(old, oldIn), hm.subscriptions(name, hello.In)
+	leave := h.lanes.enter(prefixOf(name))
 	for _, s := range after {
 		h.index.add(hm, s)
 	}
+	hm.catchUp(before, after)
+	leave()
 	for _, s := range before {
 		if !slices.ContainsFunc(after, func(t subscription) bool { return t.Filter == s.Filter }) {
 			h.index.remove(hm, s.Filter)
@@ -262,7 +278,6 @@ func (hm *home) configure(name string, hello *mqttbridge.LinkHello) (last uint64
 	if old != name {
 		h.retained.purge(func(m *message) bool { return m.topic == stateTopic(old) && m.sender.agent == hm.id })
 	}
-	hm.catchUp(before, after)
 	return last, nil
 }
 
@@ -284,11 +299,20 @@ func (hm *home) catchUp(before, after []subscription) {
 			items = append(items, queue.Item{Queue: hm.mailbox, Data: d.encode(), Expires: m.expires, Droppable: s.DropOldest})
 		}
 	}
-	for i := range items { // one by one: a part of them is better than none
-		if _, err := h.cfg.Queue.Append(context.Background(), items[i:i+1], nil); err != nil {
-			h.log.Warn("retained messages do not reach a home whose rules have changed", "agent", hm.id, "missing", len(items)-i, "err", err)
-			return
+	for len(items) > 0 {
+		n := min(len(items), maxAppend)
+		for {
+			_, err := h.cfg.Queue.Append(context.Background(), items[:n], nil)
+			if err == nil {
+				break
+			}
+			if n == 1 {
+				h.log.Warn("retained messages do not reach a home whose rules have changed", "agent", hm.id, "missing", len(items), "err", err)
+				return
+			}
+			n /= 2 // a part of them is better than none
 		}
+		items = items[n:]
 	}
 }
 

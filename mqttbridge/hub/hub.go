@@ -20,12 +20,12 @@
 // mailbox for each home that takes something in, and for each persistent
 // session of a device. Mailboxes are read in order, and again after a
 // reconnect; what left and was not acknowledged may come twice. A mailbox of a
-// home that is full refuses its senders, unless a rule says that the oldest
-// make room; in a device's mailbox the oldest always make room, so that a
-// device that stays away stops nobody.
+// home that is full refuses its senders, and a device that has filled a quarter
+// of it, unless a rule says that the oldest make room; in a device's mailbox the
+// oldest always make room, so that a device that stays away stops nobody.
 //
-// Clean sessions, QoS 0, shared subscriptions and retained messages are in
-// memory, and so is how far a handshake of QoS 2 has come: exactly once holds
+// Clean sessions, QoS 0, shared subscriptions (shared among the clients of one
+// device) and retained messages are in memory, and so is how far a handshake of QoS 2 has come: exactly once holds
 // until the relay is killed, at least once always. A connected client gets all messages of QoS 1 and 2 or is
 // disconnected, never some of them.
 //
@@ -85,6 +85,8 @@ type Limits struct {
 	SessionLife   time.Duration // of a persistent one without a connection, at most, 7 days
 	KeepAlive     time.Duration // the longest silence that a client may ask for, 20 min, at most 12 h; it is cut after half as much again
 	WriteTimeout  time.Duration // without progress, 10 s
+	LinkRate      int           // packets a second of one home's link; reading pauses beyond, 20,000, five times as many at once
+	LinkBytes     int           // bytes of payloads a second of one home's link, 32 MiB, twice as many at once
 	Mailbox       queue.Limits  // of a home, and of a session, 10,000 messages and 32 MiB; a session's has 8 MiB at most
 }
 
@@ -105,6 +107,8 @@ func (l Limits) filled() Limits {
 	def(&l.Packet, mqttbridge.MaxPayload+4<<10)
 	def(&l.Subscriptions, 100)
 	def(&l.Sessions, 10)
+	def(&l.LinkRate, 20_000)
+	def(&l.LinkBytes, 32<<20)
 	life(&l.SessionLife, 7*24*time.Hour)
 	life(&l.KeepAlive, 20*time.Minute)
 	life(&l.WriteTimeout, 10*time.Second)
@@ -128,6 +132,7 @@ type Hub struct {
 	stats     counters
 	era       atomic.Uint64 // counts revocations
 	forgotten atomic.Pointer[forgotten]
+	audited   auditLimit
 
 	running sync.WaitGroup // connections, links and wills
 
@@ -221,6 +226,7 @@ func (h *Hub) Run(ctx context.Context) error {
 // sweep removes what has ended by itself.
 func (h *Hub) sweep() {
 	now := h.cfg.Now()
+	h.audited.sweep(time.Now())
 	h.mu.Lock()
 	h.sweepDevices(time.Now())
 	sessions := make([]*session, 0, len(h.sessions))
@@ -234,13 +240,6 @@ func (h *Hub) sweep() {
 		}
 	}
 	h.retained.purge(func(m *message) bool { return m.expired(now) })
-}
-
-// audit records an event.
-func (h *Hub) audit(event string, attrs ...slog.Attr) {
-	if h.cfg.Audit != nil {
-		h.cfg.Audit(event, attrs...)
-	}
 }
 
 func randomName() string { return rand.Text() }

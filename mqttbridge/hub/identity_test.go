@@ -1,6 +1,8 @@
 package hub
 
 import (
+	"context"
+	"net"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -307,7 +309,21 @@ func TestContextEnds(t *testing.T) {
 	virtual(t, func(w *world) {
 		reader := w.connect("reader", 5)
 		reader.subscribe(filter("home/+/#", 1))
-		c := w.connect("anna", 5, lastWill("home/a/will", "gone", 1, false))
+		near, far := net.Pipe()
+		ctx, cancel := context.WithCancel(w.t.Context())
+		c := newClient(t, near, 5)
+		go func() {
+			defer close(c.served)
+			w.hub.ServeConn(ctx, far, Identity{Name: "anna"})
+		}()
+		c.hello("anna", lastWill("home/a/will", "gone", 1, false))
+		cancel()
+		if code := c.ended(); code != packets.ErrAdministrativeAction.Code {
+			t.Errorf("DISCONNECT %#x", code)
+		}
+		reader.quiet()
+
+		c = w.connect("anna", 5, lastWill("home/a/will", "gone", 1, false))
 		w.stop()
 		if code := c.ended(); code != packets.ErrServerShuttingDown.Code {
 			t.Errorf("DISCONNECT %#x", code)

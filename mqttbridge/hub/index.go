@@ -38,6 +38,9 @@ func splitShared(filter string) (inner, group string) {
 type reader interface {
 	// awake says whether a message that is kept nowhere would arrive.
 	awake() bool
+	// owner is whose it is: a shared subscription is shared among the clients
+	// of one device, or any device could take messages out of another's group.
+	owner() string
 }
 
 // A hit is a reader whose filters match a topic, with what those have in
@@ -81,6 +84,7 @@ type shareMember struct {
 // add puts a subscription in, or replaces the reader's own with that filter.
 func (x *index) add(r reader, s subscription) {
 	filter, group := s.split()
+	group = groupOf(r, group)
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	n := &x.root
@@ -121,6 +125,13 @@ func (x *index) add(r reader, s subscription) {
 	g.members = append(g.members, shareMember{r, s})
 }
 
+func groupOf(r reader, group string) string {
+	if group == "" {
+		return ""
+	}
+	return r.owner() + "\x00" + group
+}
+
 func (g *shareGroup) find(r reader) int {
 	return slices.IndexFunc(g.members, func(m shareMember) bool { return m.reader == r })
 }
@@ -130,7 +141,7 @@ func (x *index) remove(r reader, filter string) {
 	inner, group := splitShared(filter)
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.cut(&x.root, r, strings.Split(inner, "/"), group)
+	x.cut(&x.root, r, strings.Split(inner, "/"), groupOf(r, group))
 }
 
 func (x *index) cut(n *node, r reader, levels []string, group string) (empty bool) {

@@ -16,7 +16,8 @@ type fakeReader struct {
 	sleep bool
 }
 
-func (r *fakeReader) awake() bool { return !r.sleep }
+func (r *fakeReader) awake() bool   { return !r.sleep }
+func (r *fakeReader) owner() string { return "" }
 
 // The index finds what Match finds, for random filters and topics, and is
 // empty when everything was removed.

@@ -22,6 +22,9 @@ const (
 	linkWindow   = 64               // unacknowledged messages each way
 	linkBuffer   = 16 << 10
 	maxLinkLive  = 512 // messages of QoS 0 that wait for a link
+
+	// Hellos that come again write the rules to disk and change the index.
+	helloRate, helloBurst = 1, 10
 )
 
 // Reasons why a link ends.
@@ -41,6 +44,9 @@ type link struct {
 	done chan struct{} // closed when ServeAgent returns
 	wake chan struct{} // one token: the writer has something to do
 	gone chan struct{} // closed when the link ends
+
+	// The reader's own.
+	packets, bytes, hellos bucket
 
 	mu      sync.Mutex // guards everything below
 	cause   error
@@ -262,6 +268,14 @@ func (l *link) read(a Agent, r *bufio.Reader) error {
 				return err
 			}
 		}
+		size := 0
+		for _, m := range batch {
+			size += len(m.Payload)
+		}
+		if limits := l.hub.cfg.Limits; !l.pace(&l.packets, max(1, len(batch)), limits.LinkRate, 5*limits.LinkRate) ||
+			!l.pace(&l.bytes, size, limits.LinkBytes, 2*limits.LinkBytes) {
+			return errStopped // by whoever closed the link
+		}
 		if len(batch) > 0 {
 			if err := l.take(batch); err != nil {
 				return err
@@ -283,6 +297,9 @@ func (l *link) read(a Agent, r *bufio.Reader) error {
 		case mqttbridge.LinkSynced:
 			l.synced()
 		case mqttbridge.LinkHelloKind:
+			if !l.pace(&l.hellos, 1, helloRate, helloBurst) {
+				return errStopped
+			}
 			if err := checkHello(p.Hello); err != nil {
 				return err
 			}
@@ -294,6 +311,23 @@ func (l *link) read(a Agent, r *bufio.Reader) error {
 		default:
 			return fmt.Errorf("a packet of kind %d is not the agent's to send", p.Kind)
 		}
+	}
+}
+
+// pace waits until an agent that sends too fast may go on; false: the link has
+// ended.
+func (l *link) pace(b *bucket, n, rate, burst int) bool {
+	wait := b.take(n, rate, burst, time.Now())
+	if wait <= 0 {
+		return true
+	}
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-l.gone:
+		return false
 	}
 }
 

@@ -20,10 +20,11 @@ type agentEnd struct {
 	err     error // of ServeAgent, after served
 	inbox   chan *mqttbridge.LinkPacket
 
-	mu   sync.Mutex // guards the writer and everything below
-	bw   *bufio.Writer
-	hold bool // nothing is acknowledged
+	hold bool // nothing is acknowledged; set before hello
 	seq  uint64
+
+	mu sync.Mutex // guards bw
+	bw *bufio.Writer
 }
 
 type helloOption func(*mqttbridge.LinkHello)
@@ -78,10 +79,9 @@ func (e *agentEnd) read() {
 		if err != nil {
 			return
 		}
-		e.mu.Lock()
-		hold := e.hold
-		e.mu.Unlock()
-		if p.Kind == mqttbridge.LinkPublish && p.Message.Seq > 0 && !hold {
+		// No lock: whoever writes holds it while the hub does not read, and a
+		// bubble's time stands still while somebody waits for a lock.
+		if p.Kind == mqttbridge.LinkPublish && p.Message.Seq > 0 && !e.hold {
 			go e.send(mqttbridge.LinkPacket{Kind: mqttbridge.LinkAck, Seq: p.Message.Seq})
 		}
 		e.inbox <- &p

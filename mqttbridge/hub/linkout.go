@@ -179,6 +179,7 @@ func (l *link) remove(upTo uint64) {
 	if upTo == 0 {
 		return
 	}
+	l.home.waiting.removed(upTo)
 	if err := l.hub.cfg.Queue.Ack(l.home.mailbox, upTo); err != nil && !errors.Is(err, queue.ErrNoQueue) && !errors.Is(err, queue.ErrClosed) {
 		l.log.Error("cannot remove delivered messages", "err", err)
 	}

@@ -122,10 +122,14 @@ func TestSubscribeRights(t *testing.T) {
 // Wildcards never match topics of the broker's own, and there are none.
 func TestNoSystemTopics(t *testing.T) {
 	virtual(t, func(w *world) {
-		w.grant("anna", []string{"#"}, []string{"#"})
+		w.grant("anna", []string{"#", "$SYS/#"}, []string{"#", "$SYS/#", "$x"}) // a mistake of the operator's
 		c := w.connect("anna", 5)
-		if codes := c.subscribe(filter("#", 1), filter("$SYS/#", 1)); codes[0] != 1 || codes[1] < 0x80 {
+		codes := c.subscribe(filter("#", 1), filter("$SYS/#", 1), filter("$x", 1), filter("$share/g/$x", 1))
+		if codes[0] != 1 || codes[1] < 0x80 || codes[2] < 0x80 || codes[3] < 0x80 {
 			t.Errorf("%v", codes)
+		}
+		if code := c.publish("$SYS/broker/version", "x", 1); code != packets.ErrTopicNameInvalid.Code {
+			t.Errorf("%#x", code)
 		}
 		elapse(10 * time.Minute)
 		c.quiet()

@@ -15,9 +15,11 @@ import (
 // Bounds of what is retained. It is in memory only: homes bring theirs again
 // after a restart.
 const (
-	maxRetained          = 50_000   // topics
-	maxRetainedBytes     = 64 << 20 // of topics and payloads
-	maxRetainedPerDevice = 5_000    // topics, so that one device cannot take all
+	maxRetained      = 50_000   // topics
+	maxRetainedBytes = 64 << 20 // of topics and payloads
+	// One device or home has an eighth of it, so that nobody can take all.
+	maxRetainedOfOne      = maxRetained / 8
+	maxRetainedBytesOfOne = maxRetainedBytes / 8
 )
 
 var errRetainedFull = errors.New("too many topics have a retained message")
@@ -27,8 +29,8 @@ type retainedSet struct {
 	mu      sync.RWMutex // guards everything below
 	topics  map[string]retainedItem
 	bytes   int
-	device  map[string]int // topics by the device that set them
-	version uint64         // of the newest change
+	shares  map[string]share // by who set them
+	version uint64           // of the newest change
 }
 
 type retainedItem struct {
@@ -36,8 +38,21 @@ type retainedItem struct {
 	version uint64
 }
 
+// A share is what one sender takes of something that all share.
+type share struct{ messages, bytes int }
+
+func (s share) plus(m *message, n int) share { return share{s.messages + n, s.bytes + n*weight(m)} }
+
+// who names a sender among all.
+func (s sender) who() string {
+	if s.agent != "" {
+		return "agent " + s.agent
+	}
+	return "device " + s.device
+}
+
 func newRetainedSet() *retainedSet {
-	return &retainedSet{topics: make(map[string]retainedItem), device: make(map[string]int)}
+	return &retainedSet{topics: make(map[string]retainedItem), shares: make(map[string]share)}
 }
 
 // room says whether m would fit. The homes' states, which nobody else may
@@ -53,12 +68,12 @@ func (s *retainedSet) room(m *message) error {
 	if replaces {
 		size -= weight(old.m)
 	}
-	mine := s.device[m.sender.device]
-	if replaces && old.m.sender.device == m.sender.device {
-		mine--
+	mine := s.shares[m.sender.who()].plus(m, 1)
+	if replaces && old.m.sender.who() == m.sender.who() {
+		mine = mine.plus(old.m, -1)
 	}
 	if size > maxRetainedBytes || !replaces && len(s.topics) >= maxRetained ||
-		m.sender.device != "" && mine >= maxRetainedPerDevice {
+		mine.messages > maxRetainedOfOne || mine.bytes > maxRetainedBytesOfOne {
 		return errRetainedFull
 	}
 	return nil
@@ -75,7 +90,7 @@ func (s *retainedSet) set(m *message) {
 	if len(m.payload) > 0 {
 		s.topics[m.topic] = retainedItem{m, s.version}
 		s.bytes += weight(m)
-		s.device[m.sender.device]++
+		s.shares[m.sender.who()] = s.shares[m.sender.who()].plus(m, 1)
 	}
 }
 
@@ -87,8 +102,11 @@ func (s *retainedSet) drop(topic string) {
 	}
 	delete(s.topics, topic)
 	s.bytes -= weight(old.m)
-	if s.device[old.m.sender.device]--; s.device[old.m.sender.device] <= 0 {
-		delete(s.device, old.m.sender.device)
+	who := old.m.sender.who()
+	if left := s.shares[who].plus(old.m, -1); left.messages > 0 {
+		s.shares[who] = left
+	} else {
+		delete(s.shares, who)
 	}
 }
 

@@ -22,7 +22,7 @@ func TestRetainedLimits(t *testing.T) {
 		s.set(m)
 		return nil
 	}
-	for i := range maxRetainedPerDevice {
+	for i := range maxRetainedOfOne {
 		if err := put("anna", fmt.Sprint("a/", i), "x"); err != nil {
 			t.Fatal(i, err)
 		}
@@ -39,27 +39,35 @@ func TestRetainedLimits(t *testing.T) {
 	if put("anna", "b", "x") == nil {
 		t.Error("a device at its limit takes another's topic over")
 	}
+	big := strings.Repeat("x", 64<<10)
+	n := 0
+	for put("bob", fmt.Sprint("b/", n), big) == nil {
+		n++
+	}
+	if n < 100 || n > 130 {
+		t.Errorf("a device may retain %d messages of 64 KiB", n)
+	}
+	s.purge(func(m *message) bool { return m.sender.device == "bob" })
 	put("anna", "a/1", "")
 	if err := put("anna", "a/more", "x"); err != nil {
 		t.Errorf("after one was cleared: %v", err)
 	}
-	big := strings.Repeat("x", 64<<10)
-	n := 0
+	n = 0
 	for ; put(fmt.Sprint("d", n%50), fmt.Sprint("big/", n), big) == nil; n++ {
 	}
 	if n < 900 || s.bytes > maxRetainedBytes {
 		t.Errorf("%d large messages, %d bytes", n, s.bytes)
 	}
 	s.purge(func(m *message) bool { return true })
-	if s.bytes != 0 || len(s.topics) != 0 || len(s.device) != 0 {
-		t.Errorf("%d bytes, %d topics, %d devices are left", s.bytes, len(s.topics), len(s.device))
+	if s.bytes != 0 || len(s.topics) != 0 || len(s.shares) != 0 {
+		t.Errorf("%d bytes, %d topics, %d senders are left", s.bytes, len(s.topics), len(s.shares))
 	}
 	for i := range maxRetained {
-		if err := put("", fmt.Sprint("t/", i), "x"); err != nil {
+		if err := put(fmt.Sprint("d", i%10), fmt.Sprint("t/", i), "x"); err != nil {
 			t.Fatal(i, err)
 		}
 	}
-	if put("", "one more", "x") == nil {
+	if put("d11", "one more", "x") == nil {
 		t.Error("there is no limit of topics")
 	}
 }
@@ -69,7 +77,7 @@ func TestRetainedFull(t *testing.T) {
 	virtual(t, func(w *world) {
 		reader := w.connect("reader", 5)
 		reader.subscribe(filter("home/a/#", 1))
-		for i := range maxRetainedPerDevice {
+		for i := range maxRetainedOfOne {
 			w.hub.retained.set(&message{topic: fmt.Sprint("home/b/", i), payload: []byte("x"), sender: sender{device: "anna"}})
 		}
 		c := w.connect("anna", 5)
@@ -92,4 +100,41 @@ func TestRetainedFull(t *testing.T) {
 			t.Error("it is retained beyond the limit")
 		}
 	})
+}
+
+// A subscription and a change of state at the same moment never leave the
+// subscriber with the older state, nor with two of the newer.
+func TestRetainedRace(t *testing.T) {
+	for _, opts := range [][]connectOption{nil, {persistent}} {
+		virtual(t, func(w *world) { raceRetained(w, opts...) })
+	}
+}
+
+func raceRetained(w *world, opts ...connectOption) {
+	keeper := w.connect("keeper", 5, persistent) // so that the disk is in the way
+	keeper.subscribe(filter("home/a/x", 1))
+	sender := w.connect("sender", 5)
+	reader := w.connect("reader", 5, opts...)
+	for i := range 120 {
+		value := fmt.Sprint(i)
+		done := make(chan struct{})
+		go func() {
+			sender.publish("home/a/x", value, 1, retained)
+			close(done)
+		}()
+		reader.subscribe(filter("home/a/x", 1))
+		<-done
+		synctest.Wait()
+		var got []string
+		for len(reader.inbox) > 0 {
+			got = append(got, string((<-reader.inbox).Payload))
+		}
+		if n := len(got); n == 0 || got[n-1] != value || n > 1 && got[0] == value {
+			w.t.Fatalf("the state is %s, and the subscriber got %q", value, got)
+		}
+		reader.unsubscribe("home/a/x")
+		if i%60 == 59 {
+			elapse(10 * time.Second) // not too fast
+		}
+	}
 }

@@ -72,6 +72,8 @@ func parseMailbox(queue string) (device, client string, ok bool) {
 
 func (s *session) key() string { return sessionKey(s.device, s.client) }
 
+func (s *session) owner() string { return s.device }
+
 func (s *session) awake() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
