@@ -77,5 +77,5 @@ func (h *Hub) auditOften(event, device, reason string, attrs ...slog.Attr) {
 // auditDenied records that a client has not the right to do something.
 func (c *conn) auditDenied(what, topic string) {
 	c.hub.stats.denied.Add(1)
-	c.hub.auditOften("mqtt.denied", c.id.Name, what, slog.String("what", what), slog.String("topic", topic))
+	c.hub.auditOften("mqtt.denied", c.id.Name, what, slog.String("what", what), slog.String("topic", said(topic)))
 }

@@ -57,6 +57,8 @@ type conn struct {
 	id  Identity
 	era uint64 // when it came
 
+	client, why string // as CONNECT has it; why that was refused
+
 	cl *mqtt.Client // set by the first packet; the engine's goroutine sets it before anybody else knows the conn
 
 	// Set while the client connects, before anything is delivered to it.
@@ -67,7 +69,7 @@ type conn struct {
 	session  *session
 	present  bool
 	will     *will
-	admitted bool // counted among the device's connections
+	admitted bool // counted among the device's connections; Hub.mu guards it
 
 	// The pump's own.
 	aliases    map[string]uint16 // topic aliases that the client was told

@@ -2,6 +2,7 @@ package hub
 
 import (
 	"crypto/rand"
+	"fmt"
 	"log/slog"
 	"strings"
 	"time"
@@ -25,7 +26,7 @@ func (c *conn) readConnect(pk *packets.Packet) {
 		pk.ProtocolVersion &^= bridgeBit
 		c.bridge = true
 	}
-	c.version = pk.ProtocolVersion
+	c.version, c.client = pk.ProtocolVersion, p.ClientIdentifier
 	if p.WillFlag {
 		w := &will{
 			m: message{
@@ -42,10 +43,12 @@ func (c *conn) readConnect(pk *packets.Packet) {
 	p.UsernameFlag, p.PasswordFlag, p.Username, p.Password = false, false, nil, nil
 }
 
-// connect decides whether a client may come in and prepares its session.
+// connect decides whether a client may come in and prepares its session. When it
+// says no, c.why says why.
 func (c *conn) connect(pk packets.Packet) packets.Code {
 	h, props := c.hub, &c.cl.Properties.Props
 	if props.AuthenticationMethod != "" {
+		c.why = "the certificate alone says who the client is; take the authentication method out of its settings"
 		return packets.ErrBadAuthenticationMethod
 	}
 	client := pk.Connect.ClientIdentifier
@@ -54,7 +57,11 @@ func (c *conn) connect(pk packets.Packet) packets.Code {
 		client = c.id.Name + "-" + strings.ToLower(rand.Text()[:16])
 		props.AssignedClientID = client
 	case !ownsClientID(c.id.Name, client), len(client) > maxClientID:
-		h.auditOften("mqtt.refused", c.id.Name, "client-id", slog.String("client", client), slog.String("reason", "the client id is not the device's name"))
+		h.auditOften("mqtt.refused", c.id.Name, "client-id", slog.String("client", said(client)), slog.String("reason", "the client id is not the device's name"))
+		c.why = wantClientID(c.id.Name)
+		if len(client) > maxClientID {
+			c.why = fmt.Sprintf("the client id has more than %d bytes; use a shorter one", maxClientID)
+		}
 		return packets.ErrClientIdentifierNotValid
 	}
 	if code := c.checkWill(); code != packets.CodeSuccess {
@@ -72,9 +79,11 @@ func (c *conn) connect(pk packets.Packet) packets.Code {
 	c.key = sessionKey(c.id.Name, client)
 	c.cl.ID = c.key
 	if !h.claim(c) {
+		c.why = "an older connection with this client id does not end; try again, and give every client an id of its own"
 		return packets.ErrServerBusy
 	}
 	if !h.admit(c) {
+		c.why = fmt.Sprintf("the device has %d connections, more are not allowed; close one", h.cfg.Limits.Connections)
 		h.auditOften("mqtt.refused", c.id.Name, "connections", slog.String("client", client), slog.String("reason", "the device has too many connections"))
 		return packets.ErrQuotaExceeded
 	}
@@ -82,29 +91,40 @@ func (c *conn) connect(pk packets.Packet) packets.Code {
 		c.will.m.sender = sender{device: c.id.Name, id: c.id.ID, client: c.key, since: c.era}
 	}
 	if err := h.attach(c, client, pk.Connect.Clean, keep); err != nil {
-		c.logger().Warn("client refused: its session cannot be kept", "client", client, "err", err)
+		c.why = fmt.Sprintf("its session cannot be kept: %v", err)
 		return packets.ErrServerUnavailable
 	}
+	c.client = "" // the session has it; this one would keep the packet
 	return packets.CodeSuccess
 }
 
 // checkWill: a client whose will would not be published is told so at once.
 func (c *conn) checkWill() packets.Code {
 	w := c.will
-	switch {
-	case w == nil:
+	if w == nil {
 		return packets.CodeSuccess
-	case w.m.qos > 2:
+	}
+	say := func(code packets.Code, why string) packets.Code {
+		c.why = fmt.Sprintf("its last will on %q: %s", said(w.m.topic), why)
+		return code
+	}
+	if w.m.qos > 2 {
 		return packets.ErrMalformedPacket
-	case mqttbridge.CheckTopic(w.m.topic) != nil:
-		return packets.ErrTopicNameInvalid
-	case len(w.m.payload) > mqttbridge.MaxPayload:
-		return packets.ErrPacketTooLarge
-	case !c.hub.mayPublish(c.id.Name, w.m.topic):
+	}
+	if err := mqttbridge.CheckTopic(w.m.topic); err != nil {
+		return say(packets.ErrTopicNameInvalid, err.Error())
+	}
+	if len(w.m.payload) > mqttbridge.MaxPayload {
+		return say(packets.ErrPacketTooLarge, tooLarge)
+	}
+	if !c.hub.mayPublish(c.id.Name, w.m.topic) {
 		c.auditDenied("will", w.m.topic)
-		return packets.ErrNotAuthorized
-	case w.m.retain && c.hub.retained.room(&w.m) != nil:
-		return packets.ErrQuotaExceeded
+		return say(packets.ErrNotAuthorized, c.hub.whyNotPublish(c.id.Name, w.m.topic))
+	}
+	if w.m.retain {
+		if err := c.hub.retained.room(&w.m); err != nil {
+			return say(whyNotKept(err))
+		}
 	}
 	return packets.CodeSuccess
 }
@@ -164,13 +184,12 @@ func (h *Hub) release(c *conn) {
 		keep := s.detach(c, c.keep())
 		h.willEnds(c, keep)
 	}
-	if c.key != "" {
-		h.mu.Lock()
-		if h.live[c.key] == c {
-			delete(h.live, c.key)
-		}
-		h.mu.Unlock()
+	h.mu.Lock()
+	h.dismiss(c)
+	if h.live[c.key] == c {
+		delete(h.live, c.key)
 	}
+	h.mu.Unlock()
 	close(c.released)
 }
 

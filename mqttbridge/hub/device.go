@@ -5,13 +5,18 @@ import (
 	"time"
 )
 
+// maxLeaving times its limit is how many connections of a device there are at
+// once, together with those that are about to close.
+const maxLeaving = 5
+
 // A device is what all connections of one device share.
 type device struct {
 	name string
 
-	// Hub.mu guards these two.
+	// Hub.mu guards these three.
 	conns    map[*conn]struct{} // also those that have not said CONNECT yet
-	admitted int                // connections past CONNECT
+	admitted int                // of these, past CONNECT
+	leaving  int                // of these, with nothing left but their last words
 
 	bucket bucket
 }
@@ -48,25 +53,26 @@ func (b *bucket) full(rate, burst int, now time.Time) bool {
 	return b.at.IsZero() || b.tokens+now.Sub(b.at).Seconds()*float64(rate) >= float64(burst)
 }
 
-// enter notes a new connection; false: the hub has stopped, or the device has
-// too many that do not even say CONNECT.
-func (h *Hub) enter(c *conn) bool {
+// enter notes a new connection; false: the hub has stopped, or, with a word of
+// why, the device has too many that do not even say CONNECT.
+func (h *Hub) enter(c *conn) (ok bool, why string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.stopped {
-		return false
+		return false, ""
 	}
 	d := h.devices[c.id.Name]
 	if d == nil {
 		d = &device{name: c.id.Name, conns: make(map[*conn]struct{})}
 		h.devices[c.id.Name] = d
 	}
-	if len(d.conns)-d.admitted >= h.cfg.Limits.Connections {
-		return false
+	limit := h.cfg.Limits.Connections
+	if len(d.conns)-d.admitted-d.leaving >= limit || len(d.conns) >= maxLeaving*limit {
+		return false, "the device has too many connections that say nothing or come and go; look which of its programs does that"
 	}
 	d.conns[c] = struct{}{}
 	h.running.Add(1)
-	return true
+	return true, ""
 }
 
 // leave forgets a connection.
@@ -75,9 +81,7 @@ func (h *Hub) leave(c *conn) {
 	defer h.mu.Unlock()
 	d := h.devices[c.id.Name]
 	delete(d.conns, c)
-	if c.admitted {
-		d.admitted--
-	}
+	d.leaving--
 	h.running.Done()
 }
 
@@ -93,6 +97,16 @@ func (h *Hub) admit(c *conn) bool {
 	d.admitted++
 	c.admitted = true
 	return true
+}
+
+// dismiss gives a connection's place back, before its last words: whoever takes
+// it does not wait for them. h.mu is held.
+func (h *Hub) dismiss(c *conn) {
+	d := h.devices[c.id.Name]
+	if c.admitted {
+		d.admitted--
+	}
+	d.leaving++
 }
 
 // throttle stops reading while the device sends faster than it may; false: the

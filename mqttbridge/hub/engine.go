@@ -8,6 +8,8 @@ import (
 
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
+
+	"github.com/sallyport/sallyport/mqttbridge"
 )
 
 // The engine is mochi-mqtt v2.7.9. It reads, checks and writes packets, and
@@ -119,6 +121,7 @@ func (k *hook) OnPacketRead(cl *mqtt.Client, pk packets.Packet) (packets.Packet,
 		// The engine does not answer these at all.
 		if strings.HasPrefix(pk.TopicName, "$") && !strings.ContainsAny(pk.TopicName, "+#") {
 			c.auditDenied("publish", pk.TopicName)
+			c.warnRefused("publication refused", mqttbridge.CheckTopic(pk.TopicName).Error(), "topic", said(pk.TopicName))
 			c.refuse(pk, packets.ErrTopicNameInvalid)
 			return nothing(pk), nil
 		}

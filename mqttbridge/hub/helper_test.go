@@ -133,6 +133,8 @@ type client struct {
 	wmu    sync.Mutex // guards writes
 	mu     sync.Mutex // guards everything below
 	hold   bool       // nothing is acknowledged
+	acks   int        // acknowledgements that are not sent yet
+	acked  *sync.Cond // acks is 0
 	nextID uint16
 }
 
@@ -154,10 +156,12 @@ func (w *world) deviceKey(name, key string, version byte) *client {
 }
 
 func newClient(t *testing.T, conn net.Conn, version byte) *client {
-	return &client{
+	c := &client{
 		t: t, version: version, conn: conn, served: make(chan struct{}),
 		closed: make(chan struct{}), inbox: make(chan *packets.Packet, 1<<15),
 	}
+	c.acked = sync.NewCond(&c.mu)
+	return c
 }
 
 type connectOption func(*packets.Packet)
@@ -219,6 +223,7 @@ func (c *client) read() {
 		}
 		c.mu.Lock()
 		if !c.hold {
+			c.acks++
 			go c.acknowledge(pk)
 		}
 		c.mu.Unlock()
@@ -228,6 +233,13 @@ func (c *client) read() {
 
 // acknowledge answers a publication as a good client does.
 func (c *client) acknowledge(pk packets.Packet) {
+	defer func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.acks--; c.acks == 0 {
+			c.acked.Broadcast()
+		}
+	}()
 	switch {
 	case pk.FixedHeader.Type == packets.Publish && pk.FixedHeader.Qos == 1:
 		c.send(packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Puback}, PacketID: pk.PacketID})
@@ -329,10 +341,13 @@ func (c *client) send(pk packets.Packet) {
 	c.sendRaw(b)
 }
 
-func (c *client) sendRaw(b []byte) {
+// sendRaw writes pieces of one packet; no other comes between them.
+func (c *client) sendRaw(pieces ...[]byte) {
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
-	c.conn.Write(b)
+	for _, b := range pieces {
+		c.conn.Write(b)
+	}
 }
 
 // next returns the next packet of the hub; false: the connection was closed, or
@@ -507,8 +522,14 @@ func (c *client) quiet() {
 	}
 }
 
-// leave says DISCONNECT and waits until the hub has noticed.
+// leave says DISCONNECT and waits until the hub has noticed. What has come is
+// acknowledged before: otherwise it would come again.
 func (c *client) leave() {
+	c.mu.Lock()
+	for c.acks > 0 {
+		c.acked.Wait()
+	}
+	c.mu.Unlock()
 	c.send(packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Disconnect}})
 	<-c.served
 }

@@ -36,7 +36,9 @@
 // client whose publication of QoS 1 or 2 is refused is disconnected, since
 // PUBACK would be a lie. (Not so for topics that begin with "$": they have no
 // readers, and a message that all of none got is acknowledged.) Refused
-// publications of QoS 0 are dropped. User name and password are ignored.
+// publications of QoS 0 are dropped. User name and password are ignored. What is
+// refused is in the log, with what to do: one line in 30 seconds for each device,
+// and how many were left out.
 package hub
 
 import (
@@ -133,6 +135,7 @@ type Hub struct {
 	era       atomic.Uint64 // counts revocations
 	forgotten atomic.Pointer[forgotten]
 	audited   auditLimit
+	refused   refusalLimit
 
 	running sync.WaitGroup // connections, links and wills
 
@@ -227,6 +230,7 @@ func (h *Hub) Run(ctx context.Context) error {
 func (h *Hub) sweep() {
 	now := h.cfg.Now()
 	h.audited.sweep(time.Now())
+	h.sweepRefusals(time.Now())
 	h.mu.Lock()
 	h.sweepDevices(time.Now())
 	sessions := make([]*session, 0, len(h.sessions))

@@ -304,6 +304,41 @@ func TestRevokedMessagesAreDropped(t *testing.T) {
 	}
 }
 
+// halfOpen is a connection whose other end may still be read after CloseWrite,
+// as TCP's.
+type halfOpen struct{ net.Conn }
+
+func (halfOpen) CloseWrite() error { return nil }
+
+func pipeHalf() (near, far net.Conn) {
+	near, far = net.Pipe()
+	return near, halfOpen{far}
+}
+
+// A device with all its connections takes the place of one of them, also while
+// that one's end, which nobody answers, takes its time.
+func TestTakeoverAtTheLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, func(c *Config) { c.Limits.Connections = 1 })
+		for range 3 {
+			near, far := pipeHalf()
+			lost := newClient(t, near, 5)
+			go func() {
+				defer close(lost.served)
+				w.hub.ServeConn(t.Context(), far, Identity{Name: "anna", ID: "key-anna"})
+			}()
+			t.Cleanup(func() { near.Close(); <-lost.served })
+			if ack := lost.hello("anna"); ack.ReasonCode != 0 {
+				t.Errorf("CONNACK %#x for one that takes its own place", ack.ReasonCode)
+			}
+		}
+		c := w.device("anna", 5)
+		if ack := c.hello("anna-2"); ack.ReasonCode != packets.ErrQuotaExceeded.Code {
+			t.Errorf("CONNACK %#x for a second connection", ack.ReasonCode)
+		}
+	})
+}
+
 // The end of the context is the relay's decision: no will.
 func TestContextEnds(t *testing.T) {
 	virtual(t, func(w *world) {

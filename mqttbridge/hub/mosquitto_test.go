@@ -158,10 +158,10 @@ func (h *tlsHub) run(device, prog string, args ...string) (*exec.Cmd, *bytes.Buf
 	return cmd, &out
 }
 
-// subscribed waits until so many subscriptions stand.
+// subscribed waits until exactly so many subscriptions stand.
 func (h *tlsHub) subscribed(n int) {
 	h.t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); h.hub.index.count() < n; {
+	for deadline := time.Now().Add(20 * time.Second); h.hub.index.count() != n; {
 		if time.Now().After(deadline) {
 			h.t.Fatalf("%d subscriptions, want %d", h.hub.index.count(), n)
 		}
@@ -177,6 +177,7 @@ func TestMosquittoClients(t *testing.T) {
 	h.certificate("bob")
 	for _, version := range []string{"mqttv311", "mqttv5"} {
 		for _, qos := range []string{"0", "1", "2"} {
+			h.subscribed(0) // the reader before is gone
 			reader, got := h.run("anna", sub, "-V", version, "-q", qos, "-t", "home/kitchen/#", "-C", "2", "-W", "20", "-v", "-R")
 			h.subscribed(1)
 			for _, args := range [][]string{{"-t", "home/kitchen/lamp", "-m", "on"}, {"-t", "home/kitchen/door", "-m", "open", "-r"}} {

@@ -2,7 +2,7 @@ package hub
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -18,28 +18,31 @@ func (c *conn) publish(pk packets.Packet) packets.Code {
 	h := c.hub
 	c.publishing.Lock()
 	defer c.publishing.Unlock()
-	switch {
-	case c.ending():
+	if c.ending() {
 		return packets.ErrServerShuttingDown
-	case mqttbridge.CheckTopic(pk.TopicName) != nil:
-		c.auditDenied("publish", pk.TopicName)
-		return packets.ErrTopicNameInvalid
-	case len(pk.Payload) > mqttbridge.MaxPayload:
-		return packets.ErrQuotaExceeded
-	case !h.mayPublish(c.id.Name, pk.TopicName):
-		c.auditDenied("publish", pk.TopicName)
-		return packets.ErrNotAuthorized
 	}
-	m := c.newMessage(pk)
-	err := h.route(context.Background(), []*message{m}, nil)
-	switch {
-	case err == nil:
-		return packets.CodeSuccess
-	case errors.Is(err, queue.ErrFull), errors.Is(err, queue.ErrTooLarge), errors.Is(err, errRetainedFull), errors.Is(err, errQuota):
-		return packets.ErrQuotaExceeded
+	say := func(code packets.Code, why string) packets.Code {
+		if c.version < 5 && pk.FixedHeader.Qos > 0 {
+			why += "; the client is disconnected, since MQTT 3.1.1 has no other word for no"
+		}
+		c.warnRefused("publication refused", why, "topic", said(pk.TopicName))
+		return code
 	}
-	c.logger().Warn("publication refused: it cannot be kept", "topic", m.topic, "err", err)
-	return packets.ErrImplementationSpecificError
+	if err := mqttbridge.CheckTopic(pk.TopicName); err != nil {
+		c.auditDenied("publish", pk.TopicName)
+		return say(packets.ErrTopicNameInvalid, err.Error())
+	}
+	if len(pk.Payload) > mqttbridge.MaxPayload {
+		return say(packets.ErrQuotaExceeded, tooLarge)
+	}
+	if !h.mayPublish(c.id.Name, pk.TopicName) {
+		c.auditDenied("publish", pk.TopicName)
+		return say(packets.ErrNotAuthorized, h.whyNotPublish(c.id.Name, pk.TopicName))
+	}
+	if err := h.route(context.Background(), []*message{c.newMessage(pk)}, nil); err != nil {
+		return say(whyNotKept(err))
+	}
+	return packets.CodeSuccess
 }
 
 // subscribe carries out a SUBSCRIBE and returns the codes of SUBACK. What is
@@ -53,13 +56,9 @@ func (c *conn) subscribe(subs []subscription) (codes []byte) {
 		if c.bridge {
 			sub.NoLocal, sub.RetainAsPublished = true, true
 		}
-		switch {
-		case checkFilter(sub.Filter) != nil, group != "" && sub.NoLocal && !c.bridge:
-			codes[i] = packets.ErrTopicFilterInvalid.Code
-			continue
-		case !h.maySubscribe(c.id.Name, sub.Filter):
-			c.auditDenied("subscribe", sub.Filter)
-			codes[i] = packets.ErrNotAuthorized.Code
+		if code, why := c.checkSubscription(sub, group); why != "" {
+			c.warnRefused("subscription refused", why, "filter", said(sub.Filter))
+			codes[i] = code.Code
 			continue
 		}
 		sub.Filter = strings.Clone(sub.Filter)
@@ -76,6 +75,7 @@ func (c *conn) subscribe(subs []subscription) (codes []byte) {
 		}
 		s.mu.Unlock()
 		if full {
+			c.warnRefused("subscription refused", fmt.Sprintf("the client has %d subscriptions, more are not allowed; use one with wildcards instead of many", h.cfg.Limits.Subscriptions), "filter", said(sub.Filter))
 			codes[i] = packets.ErrQuotaExceeded.Code
 			continue
 		}
@@ -87,7 +87,8 @@ func (c *conn) subscribe(subs []subscription) (codes []byte) {
 		// Before SUBACK: what is acknowledged from now on may have to reach
 		// this session after a crash.
 		if err := s.save(); err != nil {
-			c.logger().Warn("subscription refused: it cannot be kept", "err", err)
+			_, why := whyNotKept(err)
+			c.warnRefused("subscription refused", why, "filter", said(subs[0].Filter))
 			for i, sub := range subs {
 				if codes[i] < 0x80 {
 					s.drop(sub.Filter)
@@ -104,6 +105,21 @@ func (c *conn) subscribe(subs []subscription) (codes []byte) {
 		}
 	}
 	return codes
+}
+
+// checkSubscription says why a subscription is refused; "": it is not.
+func (c *conn) checkSubscription(sub subscription, group string) (code packets.Code, why string) {
+	if err := checkFilter(sub.Filter); err != nil {
+		return packets.ErrTopicFilterInvalid, err.Error()
+	}
+	if group != "" && sub.NoLocal && !c.bridge {
+		return packets.ErrTopicFilterInvalid, "a shared subscription has no option No Local; take it out of the client's settings"
+	}
+	if !c.hub.maySubscribe(c.id.Name, sub.Filter) {
+		c.auditDenied("subscribe", sub.Filter)
+		return packets.ErrNotAuthorized, c.hub.whyNotSubscribe(c.id.Name)
+	}
+	return packets.CodeSuccess, ""
 }
 
 // unsubscribe carries out an UNSUBSCRIBE and returns the codes of UNSUBACK.

@@ -27,7 +27,14 @@ type Identity struct {
 // returned; after that it closes c at once.
 func (h *Hub) ServeConn(ctx context.Context, raw net.Conn, id Identity) {
 	c := newConn(h, raw, id)
-	if id.Name == "" || !h.enter(c) {
+	if id.Name == "" {
+		raw.Close()
+		return
+	}
+	if ok, why := h.enter(c); !ok {
+		if why != "" {
+			c.warnRefused("MQTT connection refused", why)
+		}
 		raw.Close()
 		return
 	}
@@ -36,6 +43,7 @@ func (h *Hub) ServeConn(ctx context.Context, raw net.Conn, id Identity) {
 	_ = c.SetReadDeadline(time.Now().Add(connectTimeout))
 	err := h.speak(c)
 	code, reason := reasonOf(err)
+	c.warnConnect(code, reason)
 	c.shut(ending{code: code, reason: reason})
 	h.release(c)
 	c.finish()

@@ -178,7 +178,7 @@ func (h *Hub) makeRoom(device string) error {
 		s.mu.Unlock()
 	}
 	if oldest == nil {
-		return errors.New("the device has as many sessions as it may have")
+		return errors.New("the device has as many sessions as it may have, and none of them is away; let a client ask for a clean session")
 	}
 	h.log.Info("session discarded: its device began another one", "device", device, "client", oldest.client)
 	h.discard(oldest)

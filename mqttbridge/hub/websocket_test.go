@@ -63,8 +63,7 @@ func TestWebSocket(t *testing.T) {
 		c.want("home/a/y=" + strings.Repeat("x", 60_000))
 		// A packet in pieces, and two in one frame.
 		ping := []byte{0xC0, 0}
-		c.sendRaw(ping[:1])
-		c.sendRaw(ping[1:])
+		c.sendRaw(ping[:1], ping[1:])
 		c.sendRaw(append(ping, ping...))
 		for range 3 {
 			c.await(packets.Pingresp)
