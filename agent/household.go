@@ -112,22 +112,22 @@ func (h *household) close() error {
 }
 
 // runHousehold starts everything; stop ends it and waits. The end of ctx alone
-// does not end it: commands on their way come to their end while the agent's
-// session drains.
-func (a *Agent) runHousehold(ctx context.Context, h *household) (stop func()) {
-	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+// ends the bridge, which leaves nothing undone. It does not end the rest:
+// commands on their way come to their end while the agent's session drains.
+func (a *Agent) runHousehold(ending context.Context, h *household) (stop func()) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ending))
 	var wg sync.WaitGroup
-	run := func(part string, f func(context.Context) error) {
+	run := func(ctx context.Context, part string, f func(context.Context) error) {
 		wg.Go(func() {
 			if err := f(ctx); err != nil && ctx.Err() == nil {
 				a.log.Error("a part of MQTT has ended; restart the agent", "part", part, "err", err)
 			}
 		})
 	}
-	run("bridge", h.bridge.Run)
-	run("client", h.client.Run)
-	run("commands", h.exec.Run)
-	run("road", func(ctx context.Context) error { return a.serveCommands(ctx, h) })
+	run(ending, "bridge", h.bridge.Run)
+	run(ctx, "client", h.client.Run)
+	run(ctx, "commands", h.exec.Run)
+	run(ctx, "road", func(ctx context.Context) error { return a.serveCommands(ctx, h) })
 	a.household.Store(h)
 	return func() {
 		cancel()
@@ -249,7 +249,7 @@ func (c controlled) Keys(context.Context) ([]control.Key, error) {
 	}
 	keys := []control.Key{}
 	for _, k := range e.Keys() {
-		keys = append(keys, control.Key{ID: k.ID, Device: k.Device, Trusted: k.Trusted, Words: k.Words, Since: k.Since, Seen: k.Seen})
+		keys = append(keys, control.Key{ID: k.ID, Device: k.Device, Trusted: k.Trusted, Words: k.Words, Since: k.Since, Seen: k.Seen, Withdrawn: k.Withdrawn})
 	}
 	return keys, nil
 }
@@ -297,19 +297,7 @@ func (h *household) status(s *control.Status) {
 		return
 	}
 	b, e := h.bridge.Status(), h.exec.Status()
-	s.MQTT = &control.MQTT{
-		Broker: h.broker, BrokerConnected: b.Broker.Connected, Link: b.Relay.Connected, Rules: b.Rules,
-		Queued: b.Queue.Messages, QueuedBytes: b.Queue.Bytes, In: b.In.Messages, Out: b.Out.Messages,
-		Dropped: b.In.Dropped + b.In.Expired + b.Out.Dropped + b.Out.Expired + b.Queue.DroppedFull + b.Queue.DroppedOld,
-	}
-	switch {
-	case !b.Broker.Connected:
-		s.MQTT.Error = b.Broker.LastError
-	case !b.Relay.Connected:
-		s.MQTT.Error = b.Relay.LastError
-	default:
-		s.MQTT.Error = b.Queue.Problem
-	}
+	s.MQTT = mqttStatus(h.broker, b)
 	for _, x := range e.Actions {
 		s.Actions = append(s.Actions, control.Action{
 			Name: x.Name, Label: x.Label, Topic: x.Topic, Confirm: x.Confirm, Problem: x.Problem,
@@ -322,4 +310,21 @@ func (h *household) status(s *control.Status) {
 	if e.Alert != "" {
 		s.Warnings = append(s.Warnings, e.Alert)
 	}
+}
+
+// mqttStatus tells of each side by itself: either may be away, or both.
+func mqttStatus(broker string, b bridge.Status) *control.MQTT {
+	m := &control.MQTT{
+		Broker: broker, BrokerConnected: b.Broker.Connected, Link: b.Relay.Connected, Rules: b.Rules,
+		Queued: b.Queue.Messages, QueuedBytes: b.Queue.Bytes, In: b.In.Messages, Out: b.Out.Messages,
+		Dropped:    b.In.Dropped + b.In.Expired + b.Out.Dropped + b.Out.Expired + b.Queue.DroppedFull + b.Queue.DroppedOld,
+		QueueError: b.Queue.Problem,
+	}
+	if !b.Broker.Connected {
+		m.Error = b.Broker.LastError
+	}
+	if !b.Relay.Connected {
+		m.LinkError = b.Relay.LastError
+	}
+	return m
 }

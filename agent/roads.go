@@ -7,8 +7,10 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/sallyport/sallyport/mqttbridge/bridge"
 	"github.com/sallyport/sallyport/protocol"
 )
 
@@ -115,9 +117,11 @@ func (a *Agent) dialRelay(ctx context.Context, feature string) (net.Conn, error)
 	return r, nil
 }
 
-// A road is a connection that ends when it leads over an old session.
+// A road is a connection that ends when it leads over an old session: with
+// bridge.ErrMoved, so that nobody is warned of that.
 type road struct {
 	net.Conn
+	moved  atomic.Bool
 	once   sync.Once
 	closed chan struct{}
 }
@@ -125,11 +129,32 @@ type road struct {
 func (r *road) follow(moved <-chan struct{}) {
 	select {
 	case <-moved:
+		r.moved.Store(true)
 		r.Close()
 	case <-r.closed:
 	}
 }
 
+// Read implements net.Conn.
+func (r *road) Read(p []byte) (int, error) {
+	n, err := r.Conn.Read(p)
+	return n, r.why(err)
+}
+
+// Write implements net.Conn.
+func (r *road) Write(p []byte) (int, error) {
+	n, err := r.Conn.Write(p)
+	return n, r.why(err)
+}
+
+func (r *road) why(err error) error {
+	if err != nil && r.moved.Load() {
+		return bridge.ErrMoved
+	}
+	return err
+}
+
+// Close implements net.Conn.
 func (r *road) Close() error {
 	defer r.once.Do(func() { close(r.closed) })
 	return r.Conn.Close()

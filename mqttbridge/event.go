@@ -1,5 +1,7 @@
 package mqttbridge
 
+import "time"
+
 // An Event is one change that a page shows. Exactly one field is set. What it
 // points to is shared among readers: do not change it.
 type Event struct {
@@ -17,6 +19,7 @@ type Event struct {
 type Refusal struct {
 	Code   Code
 	Reason string
+	Until  time.Time // when CodeRate ends; zero: not known
 }
 
 // Error returns the reason.

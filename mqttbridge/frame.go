@@ -30,6 +30,11 @@ const (
 	FrameCommand   = "command"   // relay → agent: Seq, Device, Command. Answered with FrameStatus
 	FrameQuery     = "query"     // relay → agent: IDs. Answered with a FrameStatus for each
 	FrameKey       = "key"       // relay → agent: Seq, Device, Key. Back: Seq, Trust; or Seq and Status when refused
+	// FrameRevoked tells that the relay has revoked a device. Relay → agent:
+	// Device, IDs (one, random, for each revocation). Back the same, once its
+	// keys are trusted no longer and that is on disk; or with Status when it
+	// cannot be written down. An agent that does not know it skips it.
+	FrameRevoked = "revoked"
 )
 
 // A Frame is one message between dispatch and executor. Which fields count
@@ -44,7 +49,7 @@ type Frame struct {
 	LifeMS    int64    `json:"life_ms,omitempty"` // of Challenge, milliseconds
 	Action    string   `json:"action,omitempty"`
 	Command   *Signed  `json:"command,omitempty"`
-	IDs       []string `json:"ids,omitempty"`
+	IDs       []string `json:"ids,omitempty"` // of commands, or of a revocation
 	Key       []byte   `json:"key,omitempty"` // DER SubjectPublicKeyInfo
 	Trust     Trust    `json:"trust,omitempty"`
 }

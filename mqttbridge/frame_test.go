@@ -30,6 +30,7 @@ func exampleFrames() []mqttbridge.Frame {
 		{Type: mqttbridge.FrameCommand, Seq: 3, Device: "anna", Command: &mqttbridge.Signed{Body: []byte("{}"), Key: "k", Signature: []byte{9}}},
 		{Type: mqttbridge.FrameQuery, IDs: []string{"a", "b"}},
 		{Type: mqttbridge.FrameKey, Seq: 4, Device: "anna", Key: []byte{3}, Trust: mqttbridge.TrustPending},
+		{Type: mqttbridge.FrameRevoked, Device: "anna", IDs: []string{"r"}},
 		{Type: "of a newer version"},
 	}
 }

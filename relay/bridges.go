@@ -35,6 +35,9 @@ func (c Config) checkMQTT(bad func(key, format string, args ...any)) {
 			bad("mqtt.listen", "port %d is the public port, where the hub answers anyway; leave this out or take 8883", portOf(l))
 		}
 	}
+	if n := c.MQTT.CommandsPerHour; n < 0 || n > 1_000_000 {
+		bad("mqtt.commands_per_hour", "%d is not between 1 and 1000000", n)
+	}
 	for i, g := range c.MQTT.Allow {
 		key := fmt.Sprintf("mqtt.allow[%d]", i)
 		if _, err := path.Match(g.Device, ""); err != nil || strings.ContainsAny(g.Device, "/[?\\") {
@@ -96,7 +99,8 @@ func (r *Relay) openBridges() (*bridges, error) {
 		return nil, errors.Join(err, b.queue.Close())
 	}
 	b.dispatch, err = dispatch.New(context.Background(), dispatch.Config{
-		Ledger: ledger{r.conf.Store}, Allowed: r.mayCommand, Now: r.now, Logger: r.log.With("part", "commands"), Audit: r.event,
+		Ledger: ledger{r.conf.Store}, Allowed: r.mayCommand, Revoked: r.revokedDevice, Now: r.now,
+		Logger: r.log.With("part", "commands"), Audit: r.event, Limits: dispatch.Limits{PerHour: r.conf.MQTT.CommandsPerHour},
 	})
 	if err != nil {
 		return nil, errors.Join(err, b.queue.Close())
@@ -216,9 +220,16 @@ func (b *bridges) deviceLost(d devices.Device) {
 		return
 	}
 	b.dispatch.EndDevice(d.Name) // first: it waits for no disk
-	if now, ok := b.r.devices.Get(d.Name); !ok || now.Revoked {
+	if b.r.revokedDevice(d.Name) {
 		b.hub.Forget(d.Name)
 	}
+}
+
+// revokedDevice reports whether a name stands for no device any more: one that
+// only lost some rights, or an old certificate, keeps its trust at home.
+func (r *Relay) revokedDevice(name string) bool {
+	d, ok := r.devices.Get(name)
+	return !ok || d.Revoked
 }
 
 func (b *bridges) agentRevoked(id string) {

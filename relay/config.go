@@ -80,6 +80,8 @@ type MQTT struct {
 	Off    bool        // no hub and no command page
 	Listen string      // one more TCP address of the hub, such as ":8883"; default none
 	Allow  []MQTTGrant // what devices may do; empty: publish and subscribe to home/+/#
+	// CommandsPerHour bounds what one device may ask of homes; default 600.
+	CommandsPerHour int
 }
 
 // An MQTTGrant lets devices use topics. A device may do what any grant says that

@@ -8,7 +8,7 @@ func (b *bridges) status() *admin.MQTT {
 		return nil
 	}
 	d, h := b.dispatch.Status(), b.hub.Status()
-	m := &admin.MQTT{Connections: h.Connections, Homes: []string{}, Commanded: d.Online, Open: d.Open}
+	m := &admin.MQTT{Connections: h.Connections, Homes: []string{}, Commanded: d.Online, Open: d.Open, Untold: d.Untold}
 	if b.r.mqtt != nil {
 		m.Listen = b.r.mqtt.Addr().String()
 	}

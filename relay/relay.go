@@ -400,7 +400,9 @@ func (r *Relay) deviceRevoked(id string) {
 	if !ok || d.Revoked {
 		what = "device revoked"
 	}
-	r.bridges.deviceLost(d)
+	if ok {
+		r.bridges.deviceLost(d)
+	}
 	r.log.Info(what, "device", d.Name, "id", id, "connections_closed", n)
 }
 

@@ -30,6 +30,7 @@ func (r *Relay) Reload(conf Config) error {
 		{"open_enrolment", fmt.Sprint(r.conf.OpenEnrolment), fmt.Sprint(conf.OpenEnrolment)},
 		{"mqtt.off", fmt.Sprint(r.conf.MQTT.Off), fmt.Sprint(conf.MQTT.Off)},
 		{"mqtt.listen", r.conf.MQTT.Listen, conf.MQTT.Listen},
+		{"mqtt.commands_per_hour", fmt.Sprint(r.conf.MQTT.CommandsPerHour), fmt.Sprint(conf.MQTT.CommandsPerHour)},
 		{"replicas", fmt.Sprint(r.conf.Replicas), fmt.Sprint(conf.Replicas)},
 	} {
 		if f.old != f.new {

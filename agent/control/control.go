@@ -57,6 +57,9 @@ type Key struct {
 	Words   string    `json:"words"` // the device shows the same
 	Since   time.Time `json:"since"`
 	Seen    time.Time `json:"seen,omitzero"` // last command
+	// Withdrawn is when the relay revoked the device, and its trust here with that;
+	// zero: it did not.
+	Withdrawn time.Time `json:"withdrawn,omitzero"`
 }
 
 // A Suggestion is a thing at home that could become an action.
@@ -70,8 +73,10 @@ type Suggestion struct {
 type MQTT struct {
 	Broker          string `json:"broker"` // its address
 	BrokerConnected bool   `json:"broker_connected"`
-	Link            bool   `json:"link"` // to the relay's hub
-	Error           string `json:"error,omitempty"`
+	Link            bool   `json:"link"`                  // to the relay's hub
+	Error           string `json:"error,omitempty"`       // why the broker is away
+	LinkError       string `json:"link_error,omitempty"`  // why the link to the hub is away
+	QueueError      string `json:"queue_error,omitempty"` // why nothing can be kept for the relay
 	Rules           int    `json:"rules"`
 	Queued          int    `json:"queued"` // messages for the relay, on disk
 	QueuedBytes     int64  `json:"queued_bytes"`

@@ -72,6 +72,7 @@ func (e actionEntry) action(file *configfile.File, path string) executor.Action 
 		Name: e.Name, Label: e.Label, Icon: e.Icon, Topic: e.Topic, Payload: e.Payload, QoS: e.QoS,
 		Preset: e.Preset, Target: e.Target, Confirm: e.Confirm, State: e.State, StatePath: e.StatePath,
 		Values: e.Values, Who: e.Who, Hours: e.Hours, Rate: e.Rate, Life: span("life", e.Life),
+		Empty: e.Payload == "" && file.Has(path+".payload"),
 	}
 	if ack := e.Ack; ack.Topic+ack.Match+ack.Timeout != "" || len(ack.Values) > 0 {
 		a.Ack = &executor.Ack{Topic: ack.Topic, Match: ack.Match, Values: ack.Values, Timeout: span("ack.timeout", ack.Timeout)}

@@ -80,7 +80,10 @@ func agentFound(c *cli.Context, io stdio) error {
 	})
 	if c.Bool("json") {
 		printSuggestions(io.err, skipped, "")
-		return printJSON(io.out, list(found))
+		return printJSON(io.out, struct {
+			Schema int                  `json:"schema"`
+			Found  []control.Suggestion `json:"found"`
+		}{control.Schema, list(found)})
 	}
 	if len(found) == 0 {
 		fmt.Fprintln(io.out, "# nothing that can be an action was announced at the home broker below homeassistant/")

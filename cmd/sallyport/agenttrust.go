@@ -71,7 +71,10 @@ func agentTrust(c *cli.Context, io stdio) error {
 	case err != nil:
 		return err
 	case c.Bool("json"):
-		return printJSON(io.out, list(keys))
+		return printJSON(io.out, struct {
+			Schema int           `json:"schema"`
+			Keys   []control.Key `json:"keys"`
+		}{control.Schema, list(keys)})
 	case name == "":
 		return listKeys(io.out, keys, dataArg(c.String("data"), defaultAgentData))
 	}
@@ -86,6 +89,9 @@ func agentTrust(c *cli.Context, io stdio) error {
 		}
 		fmt.Fprintf(io.out, "%s is trusted already, with these words: %s\nIf it was locked out for wrong PINs, it may try again now.\n", name, key.Words)
 		return nil
+	}
+	if !key.Withdrawn.IsZero() {
+		fmt.Fprintf(io.err, "the relay revoked %s %s ago: trust this key only if that device is in your hands\n", name, ago(key.Withdrawn))
 	}
 	switch words := c.String("words"); {
 	case words != "":
@@ -127,6 +133,11 @@ func chooseKey(keys []control.Key, name, words, at string) (control.Key, error) 
 	if i := slices.IndexFunc(mine, func(k control.Key) bool { return k.Trusted }); i >= 0 {
 		return mine[i], nil
 	}
+	// One that was revoked is not taken by mistake for one that waits.
+	live := slices.DeleteFunc(slices.Clone(mine), func(k control.Key) bool { return !k.Withdrawn.IsZero() })
+	if len(live) > 0 {
+		mine = live
+	}
 	if len(mine) > 1 {
 		var lines []string
 		for _, k := range mine {
@@ -148,7 +159,11 @@ func listKeys(out goio.Writer, keys []control.Key, at string) error {
 	fmt.Fprintln(w, "DEVICE\tSTATE\tWORDS\tSINCE\tSEEN")
 	for _, k := range keys {
 		state := "trusted"
-		if !k.Trusted {
+		switch {
+		case k.Trusted:
+		case !k.Withdrawn.IsZero():
+			state = "revoked " + ago(k.Withdrawn) + " ago"
+		default:
 			state, waiting = "waits", waiting+1
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", k.Device, state, k.Words, ago(k.Since), ago(k.Seen))

@@ -47,6 +47,9 @@ func commandCommand(io stdio) *cli.Command {
 	}
 }
 
+// commandSchema is the schema of `command --json`, which only grows.
+const commandSchema = 1
+
 const commandExample = "for example: sallyport command --device ~/sallyport garage"
 
 // pressButton is `sallyport command`.
@@ -172,7 +175,10 @@ func (r *remote) press(ctx context.Context, p button.Press, asJSON bool) error {
 		return r.introduce(ctx, p.Home)
 	}
 	if asJSON {
-		if err := printJSON(r.io.out, st); err != nil {
+		if err := printJSON(r.io.out, struct {
+			Schema int `json:"schema"`
+			mqttbridge.Status
+		}{commandSchema, st}); err != nil {
 			return err
 		}
 	}

@@ -191,7 +191,10 @@ func (r *remote) forget(home string) error {
 // list shows what this device may press.
 func (r *remote) list(homes []mqttbridge.Home, asJSON bool) error {
 	if asJSON {
-		return printJSON(r.io.out, list(homes))
+		return printJSON(r.io.out, struct {
+			Schema int               `json:"schema"`
+			Homes  []mqttbridge.Home `json:"homes"`
+		}{commandSchema, list(homes)})
 	}
 	if len(homes) == 0 {
 		fmt.Fprintln(r.io.out, "no home offers this device an action; they are declared under actions: in the home's configuration")

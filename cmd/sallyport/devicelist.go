@@ -200,8 +200,8 @@ func deviceRevoke(c *cli.Context, io stdio) error {
 	if known { // of what came and went meanwhile nobody knows the rights
 		undoAgain(io.out, anew, had, d.Name, dataArg(c.String("data"), defaultRelayData))
 	}
-	if pressed { // a home trusts keys by itself; a new device of this name would not lose it
-		fmt.Fprintf(io.out, "if it sent commands: at home, sallyport agent untrust %s\n", d.Name)
+	if pressed { // homes are told; a new device of this name is trusted by nobody
+		fmt.Fprintf(io.out, "its key for commands, if it had one, is not trusted at home any more; there `sallyport agent trust` shows it (%s)\n", d.Name)
 	}
 	return nil
 }

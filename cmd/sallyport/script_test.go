@@ -33,6 +33,7 @@ func brokerd() {
 	for _, said := range [][2]string{
 		{"select/mode", `{"name":"Mode","cmd_t":"mode/set"}`},
 		{"switch/switch", `{"name":null,"dev":{"name":"Gate"},"cmd_t":"gate/set","stat_t":"gate/state","stat_on":"1","stat_off":"0"}`},
+		{"switch/0x00158d/switch", `{"name":"Plug","cmd_t":"plug/set","stat_t":"plug/state"}`},
 		{"switch/fan", `{"name":"Fan","cmd_t":"fan/set","stat_t":"fan/state","uniq_id":"f1"}`},
 	} {
 		if err := b.server.Publish("homeassistant/"+said[0]+"/config", []byte(said[1]), true, 1); err != nil {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/sallyport/sallyport/agent/control"
 	"github.com/sallyport/sallyport/agent/state"
+	"github.com/sallyport/sallyport/cmd/sallyport/button"
 	"github.com/sallyport/sallyport/relay/admin"
 )
 
@@ -231,7 +232,7 @@ func printAgent(out io.Writer, st control.Status) {
 		fmt.Fprintf(out, "%s stalls here and is not used until %s\n", st.Demoted, st.Until.Local().Format(time.TimeOnly+" MST"))
 	}
 	if st.Error != "" {
-		fmt.Fprintf(out, "last error (%s ago): %s\n", ago(st.ErrorAt), st.Error)
+		fmt.Fprintf(out, "last error (%s ago): %s\n", ago(st.ErrorAt), button.Printable(st.Error))
 	}
 	printMQTT(out, st.MQTT)
 	w := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
@@ -243,16 +244,17 @@ func printAgent(out io.Writer, st control.Status) {
 		if s.Error != "" {
 			where = "refused: " + s.Error
 		}
+		where = button.Printable(where) // the relay says it
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", s.Name, s.Target, s.Auth, where, s.Origin)
 	}
 	w.Flush()
 	printActions(out, st.Actions)
 	for _, warn := range st.Warnings {
-		fmt.Fprintf(out, "\nwarning: %s\n", warn)
+		fmt.Fprintf(out, "\nwarning: %s\n", printableLines(warn))
 	}
 	for _, s := range st.Services {
 		if s.Warning != "" {
-			fmt.Fprintf(out, "\nwarning: %s: %s\n", s.Name, s.Warning)
+			fmt.Fprintf(out, "\nwarning: %s: %s\n", s.Name, printableLines(s.Warning))
 		}
 	}
 }

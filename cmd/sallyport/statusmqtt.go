@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/sallyport/sallyport/agent/control"
+	"github.com/sallyport/sallyport/cmd/sallyport/button"
 	"github.com/sallyport/sallyport/relay/admin"
 )
 
@@ -30,8 +31,12 @@ func printMQTT(out io.Writer, m *control.MQTT) {
 		fmt.Fprintf(out, "  dropped %d", m.Dropped)
 	}
 	fmt.Fprintln(out)
-	if m.Error != "" {
-		fmt.Fprintf(out, "home broker: %s\n", m.Error)
+	for _, side := range []struct{ who, err string }{
+		{"home broker", m.Error}, {"relay's hub", m.LinkError}, {"queue for the relay", m.QueueError},
+	} {
+		if side.err != "" {
+			fmt.Fprintf(out, "%s: %s\n", side.who, button.Printable(side.err))
+		}
 	}
 }
 
@@ -52,6 +57,16 @@ func printHub(out io.Writer, m *admin.MQTT) {
 		fmt.Fprintf(out, "  dropped %d", m.Dropped)
 	}
 	fmt.Fprintln(out)
+	if m.Untold > 0 {
+		fmt.Fprintf(out, "%s still trusted at a home that is away: it is told as soon as it is back\n", devicesAre(m.Untold))
+	}
+}
+
+func devicesAre(n int) string {
+	if n == 1 {
+		return "1 revoked device is"
+	}
+	return fmt.Sprintf("%d revoked devices are", n)
 }
 
 // printActions is the table of buttons, and why one cannot be pressed now.

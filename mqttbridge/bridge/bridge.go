@@ -43,7 +43,7 @@ type Config struct {
 	// Queue keeps what waits for the hub. Its owner closes it after Run.
 	Queue *queue.Store
 	// DialRelay returns a stream to the hub. It waits until there is one or ctx
-	// ends. The bridge closes the stream.
+	// ends. The bridge closes the stream. An end with ErrMoved is not an error.
 	DialRelay func(ctx context.Context) (net.Conn, error)
 	// DialBroker connects to the home broker, TLS excepted; nil = net.Dialer.
 	DialBroker func(ctx context.Context, network, addr string) (net.Conn, error)
@@ -51,6 +51,10 @@ type Config struct {
 	Now        func() time.Time // the wall clock; nil = time.Now
 	Logger     *slog.Logger     // nil = discard
 }
+
+// ErrMoved is what the stream of Config.DialRelay fails with when it was ended
+// on this side, because the next one leads over a better way.
+var ErrMoved = errors.New("the link moves to a newer session")
 
 // A Bridge carries messages between the home broker and the hub. Make it with
 // New.
@@ -78,8 +82,9 @@ type Bridge struct {
 	sent     atomic.Uint64  // newest message that any link sent
 	wg       sync.WaitGroup // everything that Run started
 
-	brokerSaid, linkSaid said      // of brokerLoop and linkLoop
-	complained           complaint // of messages
+	brokerSaid, linkSaid said // of brokerLoop and linkLoop
+	// Of messages: that they are not wanted, and that there are too many.
+	complained, crowded complaint
 
 	reload      sync.Mutex  // guards the next three, and is held while subscriptions change
 	have        *subscribed // nil: not read from the disk yet

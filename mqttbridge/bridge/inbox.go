@@ -59,17 +59,26 @@ func newInbox(b *Bridge) *inbox {
 	return &inbox{b: b, seed: maphash.MakeSeed(), wake: make(chan struct{}, 1), history: map[pastKey]*past{}, gen: 1}
 }
 
-// add takes a message from a link; false: there are too many.
+// add takes a message from a link; false: there are too many. At QoS 0 what is
+// too much is dropped.
 func (in *inbox) add(l *link, m mqttbridge.LinkMessage) bool {
+	ok, crowded := in.put(l, m)
+	if crowded {
+		in.b.complain(&in.b.crowded, m.Topic, "messages from the relay at QoS 0 are dropped: the home broker takes them slower than they come")
+	}
+	return ok
+}
+
+// put is add; crowded: the message was dropped.
+func (in *inbox) put(l *link, m mqttbridge.LinkMessage) (ok, crowded bool) {
 	a := &arrival{link: l, seq: m.Seq, load: m.Payload, retain: m.Retain}
 	c := &in.b.count
-	topic, rule, ok := in.b.rules.Load().local(m.Topic)
-	if ok {
+	if topic, rule, ok := in.b.rules.Load().local(m.Topic); ok {
 		a.topic, a.qos = topic, min(m.QoS, rule.QoS)
 	} else {
 		a.skip = true
 		c.inRefused.Add(1)
-		in.b.complain(m.Topic, "a message from the relay is refused: no rule lets its topic in")
+		in.b.complain(&in.b.complained, m.Topic, "a message from the relay is refused: no rule lets its topic in")
 	}
 	if m.TTL > 0 {
 		a.until = time.Now().Add(m.TTL)
@@ -78,18 +87,21 @@ func (in *inbox) add(l *link, m mqttbridge.LinkMessage) bool {
 	defer in.mu.Unlock()
 	if len(in.waiting) >= inboxMax {
 		if m.Seq != 0 {
-			return false
+			return false, false
+		}
+		if a.skip { // counted as refused
+			return true, false
 		}
 		c.inDropped.Add(1)
-		return true
+		return true, in.gen&1 == 0
 	}
 	if m.Seq == 0 {
 		if a.skip {
-			return true
+			return true, false
 		}
 		if in.gen&1 == 1 { // the broker is away
 			c.inDropped.Add(1)
-			return true
+			return true, false
 		}
 	} else {
 		a.past = in.remember(m)
@@ -101,13 +113,13 @@ func (in *inbox) add(l *link, m mqttbridge.LinkMessage) bool {
 			if flying.past == a.past { // from an older link, on its way to the broker now
 				flying.link = l
 				c.inAbsorbed.Add(1)
-				return true
+				return true, false
 			}
 		}
 	}
 	in.waiting = append(in.waiting, a)
 	poke(in.wake)
-	return true
+	return true, false
 }
 
 // remember finds what is known of a message; mu is held. The number alone does

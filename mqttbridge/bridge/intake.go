@@ -144,7 +144,7 @@ func (in *intake) sort(rules *ruleSet, m mqtt.Message) (item queue.Item, ok bool
 	b := in.b
 	if len(m.Payload()) > mqttbridge.MaxPayload || mqttbridge.CheckTopic(m.Topic()) != nil {
 		b.count.outRefused.Add(1)
-		b.complain(m.Topic(), "a message from the home broker cannot be sent and is dropped: its topic is not valid, or its payload is longer than 64 KiB")
+		b.complain(&b.complained, m.Topic(), "a message from the home broker cannot be sent and is dropped: its topic is not valid, or its payload is longer than 64 KiB")
 		return item, false
 	}
 	if b.echo.take(m.Topic(), m.Payload()) {

@@ -65,6 +65,13 @@ func (b *Bridge) linkLoop(ctx context.Context) {
 			return
 		}
 		d := wait.next(up)
+		if errors.Is(err, ErrMoved) {
+			b.relay.down(b.cfg.Now(), nil)
+			b.log.Debug("the MQTT link to the relay moves to a newer session", "in", d.Round(time.Millisecond))
+			pause(ctx, d, nil)
+			continue
+		}
+		err = errors.New(harmless(err.Error(), maxLinkSaid)) // the relay's words may be in it
 		b.relay.down(b.cfg.Now(), err)
 		b.say(&b.linkSaid, began, "the MQTT link to the relay ended, trying again", d, err)
 		pause(ctx, d, nil)
@@ -124,7 +131,8 @@ func (l *link) greet() error {
 		return fmt.Errorf("the relay began with a packet of kind %d instead of its welcome", p.Kind)
 	}
 	l.welcome = *p.Welcome
-	if l.welcome.Problem != "" {
+	l.welcome.Prefix, l.welcome.Problem = harmless(l.welcome.Prefix, maxRelaySaid), harmless(l.welcome.Problem, maxRelaySaid)
+	if p.Welcome.Problem != "" {
 		return fmt.Errorf("the relay refuses the link: %s", l.welcome.Problem)
 	}
 	if last := l.welcome.Last; last > b.cfg.Queue.Stats(outQueue).Last {

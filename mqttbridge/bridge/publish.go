@@ -96,11 +96,11 @@ func (g *generation) tryAlone(ctx context.Context, gen uint64, a *arrival) error
 		case ctx.Err() != nil && !g.target.over(), errors.Is(err, errSlow):
 			return err // somebody else ended it, or the broker is only slow
 		case !b.in.blamed(a):
-			return fmt.Errorf("publish on %s: %w", a.topic, err)
+			return fmt.Errorf("publish on %s: %w", harmless(a.topic, maxTopicSaid), err)
 		default:
 			b.count.inRefused.Add(1)
-			b.log.Error("a message from the relay is dropped: the home broker hangs up on it each time", "topic", a.topic, "bytes", len(a.load), "err", err)
-			return fmt.Errorf("publish on %s: %w", a.topic, err)
+			b.log.Error("a message from the relay is dropped: the home broker hangs up on it each time", "topic", harmless(a.topic, maxTopicSaid), "bytes", len(a.load), "err", err)
+			return fmt.Errorf("publish on %s: %w", harmless(a.topic, maxTopicSaid), err)
 		}
 	}
 	b.in.confirm(gen, a)

@@ -3,8 +3,11 @@ package bridge
 import (
 	"context"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
+	"unicode"
+	"unicode/utf8"
 )
 
 // sayAgain is when a warning that was said is said again.
@@ -54,9 +57,8 @@ type complaint struct {
 	more int // since then, not said
 }
 
-// complain warns of a message, once in ten seconds.
-func (b *Bridge) complain(topic, msg string) {
-	c := &b.complained
+// complain warns of a message, once in ten seconds for each c.
+func (b *Bridge) complain(c *complaint, topic, msg string) {
 	now := time.Now()
 	c.mu.Lock()
 	if now.Sub(c.at) < 10*time.Second {
@@ -67,8 +69,34 @@ func (b *Bridge) complain(topic, msg string) {
 	more := c.more
 	c.at, c.more = now, 0
 	c.mu.Unlock()
-	if len(topic) > 100 {
-		topic = topic[:100]
+	b.log.Warn(msg, "topic", harmless(topic, maxTopicSaid), "others_before", more)
+}
+
+// Bytes of what is repeated in logs and Status.
+const (
+	maxTopicSaid = 100
+	maxRelaySaid = 200 // of the relay's own words
+	maxLinkSaid  = 400 // of an error of the link, with ours around them
+)
+
+// harmless makes words of the other side fit for a log and a terminal: without
+// what does not show, moves the cursor or turns the direction of writing, and
+// of at most so many bytes.
+func harmless(s string, most int) string {
+	if len(s) > 4*most { // most of what comes is short; the rest need not be looked at whole
+		s = s[:4*most]
 	}
-	b.log.Warn(msg, "topic", topic, "others_before", more)
+	s = strings.Map(func(r rune) rune {
+		switch {
+		case r == '\n':
+			return ' ' // of joined errors
+		case r == utf8.RuneError || !unicode.IsPrint(r):
+			return -1
+		}
+		return r
+	}, s)
+	if len(s) > most {
+		s = strings.ToValidUTF8(s[:most-len("…")], "") + "…"
+	}
+	return s
 }

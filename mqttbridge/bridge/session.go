@@ -233,9 +233,34 @@ func (s *session) wait(ctx context.Context, token mqtt.Token) error {
 // errRefusedFilter is a SUBACK that says no.
 var errRefusedFilter = errors.New("the broker refused the subscription: its access rules must let this user read the topic")
 
-// subscribe asks for one filter and looks at the answer: with a refusal in it
-// paho's token has no error.
+// subscribeAgain are the pauses before a refused filter is asked for again.
+// Mochi (v2.7.9) refuses a SUBSCRIBE whose packet id is that of one of its own
+// messages that we have not acknowledged yet, such as those that were retained
+// below the filter before, and says it as it says that somebody has no right.
+var subscribeAgain = []time.Duration{50 * time.Millisecond, 250 * time.Millisecond}
+
+// subscribe asks for one filter, again when it is refused.
 func (s *session) subscribe(ctx context.Context, filter string, qos byte) error {
+	err := s.subscribeOnce(ctx, filter, qos)
+	for _, d := range subscribeAgain {
+		if !errors.Is(err, errRefusedFilter) {
+			return err
+		}
+		select {
+		case <-time.After(d):
+		case <-s.lost:
+			return fmt.Errorf("connection lost: %w", s.err)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		err = s.subscribeOnce(ctx, filter, qos)
+	}
+	return err
+}
+
+// subscribeOnce looks at the answer: with a refusal in it paho's token has no
+// error.
+func (s *session) subscribeOnce(ctx context.Context, filter string, qos byte) error {
 	var token mqtt.Token
 	if err := s.call(ctx, func() { token = s.client.Subscribe(filter, qos, nil) }); err != nil {
 		return err

@@ -75,7 +75,7 @@ func (nopConn) Close() error { return nil }
 // relay itself costs.
 func BenchmarkPress(b *testing.B) {
 	ctx, cancel := context.WithCancel(b.Context())
-	d, err := New(ctx, Config{Ledger: newLedger(), Limits: Limits{PerSecond: 1e9, Burst: 1e9, Open: 1e9}})
+	d, err := New(ctx, Config{Ledger: newLedger(), Limits: Limits{PerSecond: 1e9, Burst: 1e9, PerHour: 1e9, Open: 1e9}})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -70,7 +70,7 @@ func (h *truth) live(conn net.Conn) {
 // nothing reaches the home twice, everything ends, and no end is a lie.
 func TestFaults(t *testing.T) {
 	for seed := range uint64(3) {
-		inWorld(t, Limits{Burst: 100_000, Open: 100_000}, func(t *testing.T, w *world) { faults(t, w, seed) })
+		inWorld(t, Limits{Burst: 100_000, Open: 100_000, PerHour: 100_000}, func(t *testing.T, w *world) { faults(t, w, seed) })
 	}
 }
 
@@ -99,7 +99,7 @@ func faults(t *testing.T, w *world, seed uint64) {
 	for i := range presses {
 		switch dice.IntN(20) {
 		case 0:
-			w.restart(Limits{Burst: 100_000, Open: 100_000})
+			w.restart(Limits{Burst: 100_000, Open: 100_000, PerHour: 100_000})
 		case 1, 2, 3:
 			connect()
 		case 4:

@@ -23,7 +23,16 @@
 // "commands/ID" is a command and "homes/NAME" what a home offered last, so that
 // a page shows its buttons while it is away. A command is written when it is
 // accepted, before it is sent, and when it has ended; a crash in between is
-// mended by asking the home.
+// mended by asking the home. "revoked/DEVICE" is a revocation with the homes
+// that were not told of it yet.
+//
+// # Revoked devices
+//
+// A home trusts a device's key until somebody at home says otherwise, or the
+// relay says that the device was revoked (EndDevice). Homes that are away are
+// told when they return, also after a restart of the relay, until they say that
+// it is on their disk. A relay can only take that trust away: who is enrolled
+// again under the same name has to be trusted at home again.
 //
 // # Who is believed
 //
@@ -75,6 +84,7 @@ type Agent struct {
 type Limits struct {
 	PerSecond int           // commands of one device, and apart from them its challenges and keys; 10
 	Burst     int           // how many may come at once; 20
+	PerHour   int           // commands of one device over a long time; 600, of which all may come in the first minutes
 	Watches   int           // open Watch channels of one device; 50
 	Open      int           // commands of one device without an end; 32
 	Silence   time.Duration // how long after its challenge's life a home may say nothing of a command; 60 s
@@ -89,6 +99,10 @@ type Config struct {
 	// Allowed says whether a device may come in now: known and not revoked. It
 	// is asked often and must be fast. Nil: everybody.
 	Allowed func(device string) bool
+	// Revoked says whether a device has lost all its rights, and not only some
+	// of them or an old certificate. EndDevice asks it: the homes are told of
+	// revoked devices alone. Nil: whoever is not Allowed.
+	Revoked func(device string) bool
 	Limits  Limits
 	Now     func() time.Time // nil: time.Now
 	Logger  *slog.Logger     // nil: silent
@@ -104,6 +118,9 @@ func (c *Config) fill() error {
 	if c.Allowed == nil {
 		c.Allowed = func(string) bool { return true }
 	}
+	if allowed := c.Allowed; c.Revoked == nil {
+		c.Revoked = func(device string) bool { return !allowed(device) }
+	}
 	if c.Now == nil {
 		c.Now = time.Now
 	}
@@ -117,7 +134,7 @@ func (c *Config) fill() error {
 	for _, n := range []struct {
 		value *int
 		def   int
-	}{{&l.PerSecond, 10}, {&l.Burst, 20}, {&l.Watches, 50}, {&l.Open, 32}, {&l.KeepCount, 10_000}} {
+	}{{&l.PerSecond, 10}, {&l.Burst, 20}, {&l.PerHour, 600}, {&l.Watches, 50}, {&l.Open, 32}, {&l.KeepCount, 10_000}} {
 		if *n.value <= 0 {
 			*n.value = n.def
 		}
@@ -141,10 +158,11 @@ type Dispatcher struct {
 	mu       sync.Mutex // guards the fields below; never held across I/O or callbacks
 	homes    map[string]*home
 	commands shelf
-	guests   map[string]*guest // by device
-	live     map[*stream]bool  // streams of agents, also those that said nothing yet
-	streams  uint64            // how many there were: numbers them
-	said     []func()          // lines for the logs, written by unlock
+	guests   map[string]*guest      // by device
+	revoked  map[string]*revocation // by device: what homes do not know yet
+	live     map[*stream]bool       // streams of agents, also those that said nothing yet
+	streams  uint64                 // how many there were: numbers them
+	said     []func()               // lines for the logs, written by unlock
 }
 
 // New reads the ledger. Commands that had no end are asked for when their home
@@ -155,7 +173,7 @@ func New(ctx context.Context, cfg Config) (*Dispatcher, error) {
 	}
 	d := &Dispatcher{
 		cfg: cfg, homes: map[string]*home{}, commands: newShelf(),
-		guests: map[string]*guest{}, live: map[*stream]bool{},
+		guests: map[string]*guest{}, revoked: map[string]*revocation{}, live: map[*stream]bool{},
 	}
 	d.writer.init()
 	if err := d.load(ctx); err != nil {

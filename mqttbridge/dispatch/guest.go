@@ -14,17 +14,20 @@ const (
 	memoCount = 64
 	askingMax = 16 // questions of one device that wait for an answer
 
-	// Refusals in the audit log: a burst, and then one in a while.
-	saidBurst = 20
-	saidEvery = 30 * time.Second
+	// Refusals of one device in the audit log: one in a while, with how many
+	// were left out.
+	saidBurst = 1
+	saidEvery = 10 * time.Second
 )
 
 // A guest is one device that asked for something. Its fields are guarded by
 // Dispatcher.mu.
 type guest struct {
 	commands, asks limiter
-	said           limiter // of its refusals in the audit log
-	unsaid         int     // refusals that were left out of it
+	sustained      limiter           // of its commands over hours
+	said           limiter           // of its refusals in the audit log
+	unsaid         int               // refusals that were left out of it
+	last           mqttbridge.Status // the newest of these
 	watches        []*watch
 	asking         int           // questions that wait for a home
 	ended          chan struct{} // closed when the device was revoked
@@ -45,7 +48,7 @@ func (d *Dispatcher) guest(device string) *guest {
 	if g == nil {
 		l := d.cfg.Limits
 		per := newLimiter(l.Burst, time.Second/time.Duration(l.PerSecond))
-		g = &guest{commands: per, asks: per, said: newLimiter(saidBurst, saidEvery), ended: make(chan struct{})}
+		g = &guest{commands: per, asks: per, sustained: newLimiter(l.PerHour, time.Hour/time.Duration(l.PerHour)), said: newLimiter(saidBurst, saidEvery), ended: make(chan struct{})}
 		d.guests[device] = g
 	}
 	return g
@@ -53,7 +56,8 @@ func (d *Dispatcher) guest(device string) *guest {
 
 // idle reports whether nothing is lost when the guest is forgotten.
 func (g *guest) idle(now time.Time) bool {
-	return len(g.watches) == 0 && g.asking == 0 && g.commands.full(now) && g.asks.full(now) && g.said.full(now) &&
+	return len(g.watches) == 0 && g.asking == 0 && g.commands.full(now) && g.asks.full(now) && g.sustained.full(now) &&
+		g.unsaid == 0 && g.said.full(now) &&
 		(len(g.memos) == 0 || now.Sub(g.memos[len(g.memos)-1].status.At) >= memoTime)
 }
 
@@ -81,23 +85,59 @@ func (d *Dispatcher) remember(c *command, r *Refusal) {
 }
 
 // noteRefused audits a refusal. Nobody drowns the log with them: what is left
-// out is counted into the next line.
+// out is counted into the next line. It wants d.mu.
 func (d *Dispatcher) noteRefused(g *guest, s mqttbridge.Status) {
 	if !g.said.take(d.now()) {
-		g.unsaid++
+		g.unsaid, g.last = g.unsaid+1, s
 		return
 	}
-	d.note("command.refused", slog.String("device", s.Device), slog.String("home", s.Home), slog.String("action", s.Action),
-		slog.String("command", s.ID), slog.String("code", string(s.Code)), slog.Int("left_out_before", g.unsaid))
-	g.unsaid = 0
+	d.lineRefused(g, s)
 }
 
-// EndDevice ends what a revoked device has here: its watches and questions end
-// at once, and commands of it that were not sent are refused. Config.Allowed
-// must say no before, or the device is back a moment later.
+// noteLeftOut audits the newest refusal that was left out, when its turn has
+// come: a flood that ended shows how large it was. It wants d.mu.
+func (d *Dispatcher) noteLeftOut(g *guest) {
+	if g.unsaid > 0 && g.said.take(d.now()) {
+		g.unsaid-- // this one
+		d.lineRefused(g, g.last)
+	}
+}
+
+func (d *Dispatcher) lineRefused(g *guest, s mqttbridge.Status) {
+	d.note("command.refused", slog.String("device", s.Device), slog.String("home", s.Home), slog.String("action", s.Action),
+		slog.String("command", s.ID), slog.String("code", string(s.Code)), slog.Int("left_out_before", g.unsaid))
+	g.unsaid, g.last = 0, mqttbridge.Status{}
+}
+
+// permit counts one command of a device, or says why it is one too many. It
+// wants d.mu.
+func (d *Dispatcher) permit(g *guest) *Refusal {
+	now := d.now()
+	if !g.commands.take(now) {
+		return refuse(mqttbridge.CodeBusy, "too many commands at once; wait a moment and press again")
+	}
+	if !g.sustained.take(now) {
+		wait := g.sustained.wait().Truncate(time.Second) + time.Second
+		r := refuse(mqttbridge.CodeRate, "this device has used up its %d commands an hour; wait %v and press again", d.cfg.Limits.PerHour, wait)
+		r.Until = now.Add(wait)
+		return r
+	}
+	return nil
+}
+
+// EndDevice ends what a device that lost rights has here: its watches and
+// questions end at once, and commands of it that were not sent are refused.
+// Config.Allowed must say no before, or the device is back a moment later. When
+// Config.Revoked says that it is revoked, all homes are told, which then trust
+// its keys no longer; those that are away, when they return. EndDevice does not
+// wait for the ledger.
 func (d *Dispatcher) EndDevice(name string) {
+	revoked := name != "" && d.cfg.Revoked(name)
 	d.mu.Lock()
 	defer d.unlock()
+	if revoked {
+		d.spread(name)
+	}
 	for _, c := range d.commands.byDevice[name] {
 		switch {
 		case c.status.Final:

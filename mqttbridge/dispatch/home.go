@@ -18,6 +18,7 @@ type home struct {
 	streams []*stream // ready ones, oldest first: commands go to the last
 	shot    *snapshot
 	unasked bool      // there was no room to ask what became of commands
+	untold  bool      // nor to tell which devices were revoked
 	saved   time.Time // when it was last written to the ledger
 }
 
@@ -190,6 +191,9 @@ func (d *Dispatcher) ForgetAgent(id string) {
 		if h.agent.ID == id {
 			d.dropHome(name, h)
 		}
+	}
+	for _, device := range slices.Collect(maps.Keys(d.revoked)) {
+		d.drop(device, id)
 	}
 	for _, c := range d.commands.open {
 		switch {

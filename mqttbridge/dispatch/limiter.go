@@ -31,6 +31,11 @@ func (l *limiter) take(now time.Time) bool {
 	return true
 }
 
+// wait returns how long it is until take says yes, after it said no.
+func (l *limiter) wait() time.Duration {
+	return max(0, time.Duration((1-l.left)*float64(l.every)))
+}
+
 func (l *limiter) full(now time.Time) bool {
 	l.fill(now)
 	return l.left >= l.burst

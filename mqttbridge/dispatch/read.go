@@ -73,6 +73,8 @@ func (d *Dispatcher) handle(st *stream, f mqttbridge.Frame) error {
 		}
 	case mqttbridge.FrameChallenge, mqttbridge.FrameKey:
 		st.answer(f)
+	case mqttbridge.FrameRevoked:
+		d.acknowledged(st, f)
 	}
 	return nil // frames of other types are for newer relays
 }
@@ -117,6 +119,7 @@ func (d *Dispatcher) offer(st *stream, offer mqttbridge.Home) {
 	d.noteKey(h, offer)
 	d.show(h, offer)
 	if was != st {
+		d.tellRevoked(h) // before anything of a device that came anew under an old name
 		d.askAbout(h)
 	}
 }

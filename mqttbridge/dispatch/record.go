@@ -99,6 +99,18 @@ func (d *Dispatcher) load(ctx context.Context) error {
 		}
 		d.homes[h.agent.Name] = h
 	}
+	revoked, err := d.cfg.Ledger.List(ctx, revokedPrefix)
+	if err != nil {
+		return fmt.Errorf("read the revocations: %w", err)
+	}
+	for key, value := range revoked {
+		device, r, err := decodeRevocation(key, value)
+		if err != nil {
+			d.cfg.Logger.Error("homes may not hear that a device was revoked: the record cannot be read\nType at each home: sallyport agent untrust NAME", "key", key, "err", err)
+			continue
+		}
+		d.revoked[device] = r
+	}
 	commands, err := d.cfg.Ledger.List(ctx, commandPrefix)
 	if err != nil {
 		return fmt.Errorf("read the commands: %w", err)

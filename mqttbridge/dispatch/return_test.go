@@ -388,7 +388,7 @@ func TestMoveBack(t *testing.T) {
 
 // After a long outage the home is asked in portions, the newest first.
 func TestManyUnknown(t *testing.T) {
-	inWorld(t, Limits{Burst: 10_000, Open: 10_000}, func(t *testing.T, w *world) {
+	inWorld(t, Limits{Burst: 10_000, Open: 10_000, PerHour: 10_000}, func(t *testing.T, w *world) {
 		ag := w.agent(kitchen, aHome(), nil)
 		const n = queryMax + 100
 		var last string

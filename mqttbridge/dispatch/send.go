@@ -119,8 +119,7 @@ func (d *Dispatcher) reserve(c *command, e mqttbridge.Envelope) (*command, *Refu
 		}
 		return nil, &Refusal{Code: m.status.Code, Reason: m.status.Reason}
 	}
-	if !g.commands.take(d.now()) {
-		r := refuse(mqttbridge.CodeBusy, "too many commands at once; wait a moment and press again")
+	if r := d.permit(g); r != nil {
 		d.noteRefused(g, refusedStatus(c.status, r))
 		return nil, r
 	}
@@ -226,6 +225,6 @@ func (d *Dispatcher) refused(e mqttbridge.Envelope, device, home string, r *Refu
 }
 
 func refusedStatus(s mqttbridge.Status, r *Refusal) mqttbridge.Status {
-	s.State, s.Final, s.Code, s.Reason = mqttbridge.Refused, true, r.Code, r.Reason
+	s.State, s.Final, s.Code, s.Reason, s.Until = mqttbridge.Refused, true, r.Code, r.Reason, r.Until
 	return s
 }

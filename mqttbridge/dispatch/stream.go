@@ -161,6 +161,7 @@ func (d *Dispatcher) leave(st *stream) {
 		}
 	}
 	if h != nil {
+		d.tellRevoked(h)
 		d.askAbout(h)
 	}
 }

@@ -55,6 +55,12 @@ func (d *Dispatcher) sweep() (crowded bool) {
 		if h.unasked {
 			d.askAbout(h)
 		}
+		if h.untold {
+			d.tellRevoked(h)
+		}
+	}
+	for _, g := range d.guests {
+		d.noteLeftOut(g)
 	}
 	return len(d.commands.byID) > d.cfg.Limits.KeepCount+d.cfg.Limits.KeepCount/10
 }
@@ -119,7 +125,8 @@ type Status struct {
 	Watches  int    `json:"watches"`  // pages that look on
 	Open     int    `json:"open"`     // commands without an end
 	Commands int    `json:"commands"` // kept, with the open ones
-	Unsaved  int    `json:"unsaved"`  // ends that the ledger does not know yet
+	Unsaved  int    `json:"unsaved"`  // ends and revocations that the ledger does not know yet
+	Untold   int    `json:"untold"`   // revoked devices that some home does not know of yet
 	Problem  string `json:"problem,omitempty"`
 }
 
@@ -127,7 +134,7 @@ type Status struct {
 func (d *Dispatcher) Status() Status {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	s := Status{Homes: len(d.homes), Open: len(d.commands.open), Commands: len(d.commands.byID)}
+	s := Status{Homes: len(d.homes), Untold: len(d.revoked), Open: len(d.commands.open), Commands: len(d.commands.byID)}
 	for _, h := range d.homes {
 		if h.current() != nil {
 			s.Online++

@@ -13,7 +13,7 @@ import (
 // A reader that does not read delays nobody, and then gets the newest of
 // everything.
 func TestSlowWatcher(t *testing.T) {
-	inWorld(t, Limits{Burst: 10_000, Open: 10_000}, func(t *testing.T, w *world) {
+	inWorld(t, Limits{Burst: 10_000, Open: 10_000, PerHour: 10_000}, func(t *testing.T, w *world) {
 		ag := w.agent(kitchen, aHome(), obedient)
 		ctx, cancel := context.WithCancel(w.ctx)
 		slow := w.d.Watch(ctx, "anna-phone")

@@ -26,13 +26,14 @@ type writer struct {
 	mu       sync.Mutex // guards the fields below; taken while Dispatcher.mu is held, never the other way round
 	commands map[string]bool
 	homes    map[string]bool
+	revoked  map[string]bool // devices
 	drops    map[string]bool // keys to delete
 	trouble  error           // why the last write failed
 }
 
 func (w *writer) init() {
 	w.wake = make(chan struct{}, 1)
-	w.commands, w.homes, w.drops = map[string]bool{}, map[string]bool{}, map[string]bool{}
+	w.commands, w.homes, w.revoked, w.drops = map[string]bool{}, map[string]bool{}, map[string]bool{}, map[string]bool{}
 }
 
 func (w *writer) add(to map[string]bool, key string) {
@@ -58,9 +59,10 @@ func (w *writer) ringForHomes() {
 	}
 }
 
-func (w *writer) command(id string) { w.add(w.commands, id) }
-func (w *writer) home(name string)  { w.add(w.homes, name) }
-func (w *writer) drop(key string)   { w.add(w.drops, key) }
+func (w *writer) command(id string)   { w.add(w.commands, id) }
+func (w *writer) home(name string)    { w.add(w.homes, name) }
+func (w *writer) revocation(d string) { w.add(w.revoked, d) }
+func (w *writer) drop(key string)     { w.add(w.drops, key) }
 
 // unwell logs that the ledger fails, once until it is well again.
 func (w *writer) unwell(log *slog.Logger, err error) {
@@ -132,7 +134,13 @@ func (d *Dispatcher) writeOnce(ctx context.Context, all bool) error {
 	w := &d.writer
 	w.mu.Lock()
 	commands, homes, drops := slices.Collect(maps.Keys(w.commands)), slices.Collect(maps.Keys(w.homes)), slices.Collect(maps.Keys(w.drops))
+	revoked := slices.Collect(maps.Keys(w.revoked))
 	w.mu.Unlock()
+	for _, device := range revoked { // first: a key that stays trusted at home is the worst that can be forgotten
+		if err := d.writeEntry(ctx, w.revoked, device, revokedKey(device), d.revocationValue); err != nil {
+			return err
+		}
+	}
 	for _, id := range commands {
 		if err := d.writeEntry(ctx, w.commands, id, commandPrefix+id, d.commandValue); err != nil {
 			return err
@@ -231,5 +239,5 @@ func (d *Dispatcher) homeDue(name string) bool {
 func (w *writer) unsaved() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return len(w.commands)
+	return len(w.commands) + len(w.revoked)
 }

@@ -46,6 +46,9 @@ type Action struct {
 	// Topic and Payload are what is published at the home broker, never
 	// retained. Payload has at most 4 KiB.
 	Topic, Payload string
+	// Empty says that Payload is "" on purpose: the device wants a message
+	// without one. Else an action needs a Payload, Values or a Preset.
+	Empty bool
 	// QoS is 1, also when 0 is written: with MQTT's 0 nobody would ever know whether
 	// the broker took it.
 	QoS byte

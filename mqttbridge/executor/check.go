@@ -147,6 +147,9 @@ func (a *Action) check() (faults []Fault) {
 	if err := mqttbridge.CheckTopic(a.Topic); err != nil && (a.Topic != "" || a.Preset == "") {
 		fault("topic", "%v; write the topic that the device listens to, or a preset with its target", err)
 	}
+	if a.Payload == "" && len(a.Values) == 0 && a.Preset == "" && !a.Empty {
+		fault("payload", "it says nothing to publish; write payload, values, or a preset with its target. If the device wants an empty message, write that: payload: \"\"")
+	}
 	if len(a.Payload) > maxPayload {
 		fault("payload", "a payload has at most %d bytes", maxPayload)
 	}

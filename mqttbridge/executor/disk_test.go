@@ -256,7 +256,7 @@ func TestFilesOfTheExecutor(t *testing.T) {
 		}
 		damaged(keyFile, "x", "backup")
 		damaged(keyFile, "", "backup") // trust.json is there: another key would be another home
-		for _, text := range []string{"x", "{}", `{"version":2}`, `{"version":1,"keys":[]} x`, `{"version":1,"locks":{}}`, `{"version":1,"keys":[{"device":"bob","spki":"AA=="}]}`} {
+		for _, text := range []string{"x", "{}", `{"version":3}`, `{"version":1,"keys":[]} x`, `{"version":1,"locks":{}}`, `{"version":1,"keys":[{"device":"bob","spki":"AA=="}]}`, `{"version":2,"withdrawn":[{"device":"bob","spki":"AA=="}]}`} {
 			damaged(trustFile, text, "agent trust")
 		}
 		for _, text := range []string{"x", "{}", `{"version":1,"pins":{"":{"n":1048576,"r":8,"p":1}}}`} {

@@ -16,7 +16,8 @@
 // a command runs when all of this holds, and then at most once:
 //
 //   - it is signed by a key that the owner trusted at home for that device
-//     (Trust, after the words on both screens were compared);
+//     (Trust, after the words on both screens were compared). The relay can take
+//     that trust away, by saying that it revoked the device, and never give it;
 //   - it is for this home, and for an action that the device may use;
 //   - it carries a challenge that this process made for this device and action,
 //     which was never used and is younger than the action's life. Age is

@@ -296,12 +296,13 @@ func (e *Executor) SetActions(actions []Action) error {
 // mqttbridge.KeyID is the home's id.
 func (e *Executor) HomeKey() []byte { return append([]byte(nil), e.spki...) }
 
-// Keys returns the devices' keys: those that are trusted, then those that wait.
+// Keys returns the devices' keys: those that are trusted, then those that wait,
+// then those that lost their trust because the relay revoked the device.
 func (e *Executor) Keys() []Key { return e.keys.keys() }
 
 // Trust accepts a device's key, after a person compared Key.Words with those
 // that the device shows. With keyID "" the device must have offered one key
-// alone. It also lifts a lock of that device for wrong PINs, so trusting a
+// alone; a key with a Withdrawn time has to be named. It also lifts a lock of that device for wrong PINs, so trusting a
 // trusted device again is how an owner at home unlocks it.
 func (e *Executor) Trust(device, keyID string) error {
 	key, err := e.keys.trust(device, keyID)
@@ -317,7 +318,7 @@ func (e *Executor) Trust(device, keyID string) error {
 	return nil
 }
 
-// Untrust forgets a device's keys. None of its commands runs any more, but for
+// Untrust forgets a device's keys, withdrawn ones as well. None of its commands runs any more, but for
 // those that are at the home broker already. When that cannot be written down
 // it holds all the same, until the next start, and the error says so.
 func (e *Executor) Untrust(device string) error {

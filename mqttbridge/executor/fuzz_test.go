@@ -46,6 +46,8 @@ func FuzzRelay(f *testing.F) {
 		`{"t":"query","n":3,"ids":["aaaaaaaaaaaaaaaaaaaa"]}`,
 		`{"t":"command","n":4,"device":"bob","command":{"body":"e30=","key":"` + strings.Repeat("a", 52) + `","signature":"` + strings.Repeat("A", 86) + `=="}}`,
 		`{"t":"command","n":4,"command":null}`,
+		`{"t":"revoked","device":"bob","ids":["aaaaaaaaaaaaaaaaaaaa"]}`,
+		`{"t":"revoked","n":5,"ids":[""],"trust":"trusted"}`,
 	} {
 		f.Add(frame(text))
 		f.Add(append(frame(text), frame(`{"t":"home"}`)...))

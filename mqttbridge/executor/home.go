@@ -138,6 +138,7 @@ type Status struct {
 	Actions  []ActionStatus // in the order of the configuration
 	Trusted  int            // keys of devices
 	Pending  int            // keys that wait to be trusted
+	Revoked  int            // keys that lost their trust, because the relay revoked the device
 	Open     int            // commands without a final state
 	Accepted uint64         // commands that were published, since the start
 	Refused  uint64         // that were not
@@ -160,9 +161,12 @@ func (e *Executor) Status() Status {
 	home, log := e.Home(), e.audit.state()
 	s := Status{Home: e.id, Broker: home.Broker, Lines: log.lines, Head: log.head}
 	for _, k := range e.Keys() {
-		if k.Trusted {
+		switch {
+		case k.Trusted:
 			s.Trusted++
-		} else {
+		case !k.Withdrawn.IsZero():
+			s.Revoked++
+		default:
 			s.Pending++
 		}
 	}

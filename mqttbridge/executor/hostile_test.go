@@ -396,6 +396,10 @@ func TestLastLook(t *testing.T) {
 				w.t.Error(err)
 			}
 		}, mqttbridge.Refused, mqttbridge.CodeRevoked},
+		{"the relay revokes the device", func(w *world) {
+			w.relay.send(mqttbridge.Frame{Type: mqttbridge.FrameRevoked, Device: "bob", IDs: []string{mqttbridge.NewID()}})
+			time.Sleep(time.Millisecond) // virtual
+		}, mqttbridge.Refused, mqttbridge.CodeRevoked},
 		{"the action is changed", func(w *world) {
 			acts := slices.Clone(w.acts)
 			acts[0].Payload = "OFF"

@@ -102,7 +102,10 @@ func (j *judgement) sane() *verdict {
 
 func (j *judgement) signature() *verdict {
 	key, ok := j.e.keys.find(j.frame.Command.Key)
-	if !ok {
+	switch {
+	case !ok && j.e.keys.wasWithdrawn(j.frame.Command.Key):
+		return refuse(mqttbridge.CodeUntrusted, "%s was revoked at the relay, and with that its key lost the trust of the home; to trust it again type there: sallyport agent trust %s", j.frame.Device, j.frame.Device)
+	case !ok:
 		return refuse(mqttbridge.CodeUntrusted, "%s's key is not trusted at home yet; type there: sallyport agent trust %s", j.frame.Device, j.frame.Device)
 	}
 	env, err := j.frame.Command.Verify(key.SPKI)
@@ -285,7 +288,7 @@ func (j *judgement) still() *verdict {
 	case j.challenge != nil && !j.e.challenges.young(j.challenge, j.action.Life):
 		return j.tooLate(j.challenge)
 	case !ok || key.Device != j.env.Device:
-		return refuse(mqttbridge.CodeRevoked, "the device's key was removed at home before the command could run")
+		return refuse(mqttbridge.CodeRevoked, "the device's key lost the trust of the home before the command could run")
 	case j.e.set.Load().byName[j.env.Action] != j.action:
 		return refuse(mqttbridge.CodeNoAction, "%s was changed at home before the command could run; reload the page", j.action.Label)
 	}

@@ -119,6 +119,8 @@ func TestCheck(t *testing.T) {
 		"payload": {
 			edit(func(a *Action) { a.Payload = strings.Repeat("x", maxPayload+1) }), edit(func(a *Action) { a.Values = map[string]string{"on": "1"} }),
 			{Name: "a", Preset: "esphome", Target: "n/lock/x"},
+			{Name: "a", Topic: "t"},
+			{Name: "a", Topic: "t", Values: map[string]string{}},
 		},
 		"qos":           {edit(func(a *Action) { a.QoS = 3 })},
 		"preset":        {{Name: "a", Preset: "tasmoto", Target: "x"}},
@@ -140,7 +142,7 @@ func TestCheck(t *testing.T) {
 		"life":          {edit(func(a *Action) { a.Life = time.Second }), edit(func(a *Action) { a.Life = time.Hour })},
 	} {
 		for _, a := range actions {
-			faults := Check([]Action{{Name: "good", Topic: "t"}, a})
+			faults := Check([]Action{{Name: "good", Topic: "t", Payload: "1"}, a})
 			found := false
 			for _, f := range faults {
 				found = found || f.Key == key && f.Index == 1 && f.Message != ""
@@ -161,6 +163,9 @@ func TestCheck(t *testing.T) {
 	}
 	if f := Check(testActions()); len(f) != 0 {
 		t.Errorf("%+v", f)
+	}
+	if f := Check([]Action{{Name: "a", Topic: "t", Empty: true}, {Name: "b", Topic: "t", Values: map[string]string{"none": ""}}}); len(f) != 0 {
+		t.Errorf("an empty message that is meant: %+v", f)
 	}
 	big := make([]Action, maxActions) // each is within its limits
 	for i := range big {

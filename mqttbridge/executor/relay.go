@@ -201,6 +201,8 @@ func (e *Executor) readFrames(ctx context.Context, c net.Conn, s *stream) error 
 			e.answerQuery(ctx, s, f)
 		case mqttbridge.FrameKey:
 			e.answerKey(ctx, s, f)
+		case mqttbridge.FrameRevoked:
+			e.answerRevoked(ctx, s, f)
 		}
 	}
 }

@@ -113,6 +113,7 @@ func (p *Panel) send(w http.ResponseWriter, r *http.Request) {
 	switch f := (fault{}); {
 	case err != nil:
 		f = p.judge(r, err, "send a command")
+		f.sayWait(w)
 		p.refuse(w, st, f.Code, f.Error)
 	case got.State == mqttbridge.Refused:
 		answer(w, statusOf(got.Code), got)
@@ -155,9 +156,13 @@ type fault struct {
 	status int
 	Error  string          `json:"error"`
 	Code   mqttbridge.Code `json:"code,omitempty"`
+	wait   time.Duration   // until trying again can help; 0: nobody knows
 }
 
-func (f fault) write(w http.ResponseWriter) { answer(w, f.status, f) }
+func (f fault) write(w http.ResponseWriter) {
+	f.sayWait(w)
+	answer(w, f.status, f)
+}
 
 // statusOf is the HTTP status of a refusal.
 func statusOf(code mqttbridge.Code) int {
@@ -181,36 +186,43 @@ func statusOf(code mqttbridge.Code) int {
 	return http.StatusConflict // challenge, duplicate, and what later versions say
 }
 
+// sayWait sets Retry-After (RFC 9110 §10.2.3).
+func (f fault) sayWait(w http.ResponseWriter) {
+	if f.wait > 0 {
+		w.Header().Set("Retry-After", strconv.Itoa(int(f.wait.Seconds())+1))
+	}
+}
+
 // judge makes an answer of an error of the backend. What is nobody's mistake
 // but ours is logged and not told.
 func (p *Panel) judge(r *http.Request, err error, doing string) fault {
 	if no, ok := errors.AsType[*mqttbridge.Refusal](err); ok {
-		return fault{statusOf(no.Code), no.Reason, no.Code}
+		return fault{status: statusOf(no.Code), Error: no.Reason, Code: no.Code, wait: no.Until.Sub(p.cfg.Now())}
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
-		return fault{http.StatusServiceUnavailable, "The home did not answer in time.", mqttbridge.CodeOffline}
+		return fault{status: http.StatusServiceUnavailable, Error: "The home did not answer in time.", Code: mqttbridge.CodeOffline}
 	}
 	if r.Context().Err() == nil { // who hung up reads no answer
 		p.log.Error("command page: call failed", "doing", doing, "device", device(r), "err", err)
 	}
-	return fault{http.StatusInternalServerError, "The relay could not do this. Its log has the reason.", mqttbridge.CodeInternal}
+	return fault{status: http.StatusInternalServerError, Error: "The relay could not do this. Its log has the reason.", Code: mqttbridge.CodeInternal}
 }
 
 // read decodes a JSON body.
 func read(w http.ResponseWriter, r *http.Request, into any) *fault {
 	// A form of another site can send text/plain, but not this.
 	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/json" {
-		return &fault{http.StatusUnsupportedMediaType, "the body must be application/json", mqttbridge.CodeMalformed}
+		return &fault{status: http.StatusUnsupportedMediaType, Error: "the body must be application/json", Code: mqttbridge.CodeMalformed}
 	}
 	data, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
-		return &fault{http.StatusRequestEntityTooLarge, "the body is too large", mqttbridge.CodeMalformed}
+		return &fault{status: http.StatusRequestEntityTooLarge, Error: "the body is too large", Code: mqttbridge.CodeMalformed}
 	}
 	if err != nil {
-		return &fault{http.StatusBadRequest, "the body did not arrive", mqttbridge.CodeMalformed}
+		return &fault{status: http.StatusBadRequest, Error: "the body did not arrive", Code: mqttbridge.CodeMalformed}
 	}
 	if err := json.Unmarshal(data, into); err != nil {
-		return &fault{http.StatusBadRequest, "the body is not the JSON that is expected here", mqttbridge.CodeMalformed}
+		return &fault{status: http.StatusBadRequest, Error: "the body is not the JSON that is expected here", Code: mqttbridge.CodeMalformed}
 	}
 	return nil
 }

@@ -30,6 +30,7 @@ type MQTT struct {
 	Bytes       int64    `json:"bytes"`            // of those
 	Dropped     uint64   `json:"dropped"`          // messages that were too old or had to make room
 	Open        int      `json:"open_commands"`    // that have not ended
+	Untold      int      `json:"untold,omitempty"` // revoked devices that a home which is away still trusts
 }
 
 // A TokenRequest asks for a join token.

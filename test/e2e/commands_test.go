@@ -396,3 +396,40 @@ func TestDamagedMailbox(t *testing.T) {
 		}
 	})
 }
+
+// A revoked device is trusted at no home any more: not at one that is connected,
+// nor at one that was away and whose relay was started again meanwhile. What only
+// loses a right stays trusted.
+func TestRevokedIsTrustedNowhere(t *testing.T) {
+	world.Run(t, func(w *world.World) {
+		h := newHouse(w, garage())
+		withdrawn := func(name string) bool {
+			keys, err := h.home.Control().Keys(context.Background())
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, k := range keys {
+				if k.Device == name && !k.Trusted && !k.Withdrawn.IsZero() {
+					return true
+				}
+			}
+			return false
+		}
+		h.want(h.remote.Press("kitchen", "garage", pin), mqttbridge.Done, "", 1)
+		other := h.relay.Phone("ben").Remote()
+		h.trust(other)
+		h.relay.Revoke("anna")
+		w.Until(10*time.Second, "the home takes back its trust", func() bool { return withdrawn("anna") })
+		if withdrawn("ben") {
+			t.Error("another device lost its trust, too")
+		}
+		h.home.Stop()
+		h.relay.Revoke("ben")
+		w.Sleep(time.Second)
+		h.relay.Stop()
+		h.relay.Start()
+		h.home.Start()
+		h.home.AwaitOnline(2 * time.Minute)
+		w.Until(2*time.Minute, "the home hears of it when it is back", func() bool { return withdrawn("ben") })
+	})
+}

@@ -131,7 +131,7 @@ func playRelay(ctx context.Context, data string, logger *slog.Logger) error {
 		return err
 	}
 	defer kv.Close()
-	r, err := relay.New(relay.Config{DataDir: data, Domain: domain, Store: kv, Listen: "127.0.0.1:0", HTTP: "off", Address: os.Getenv(addressEnv), Logger: logger})
+	r, err := relay.New(relay.Config{DataDir: data, Domain: domain, Store: kv, Listen: "127.0.0.1:0", HTTP: "off", Address: os.Getenv(addressEnv), Logger: logger, MQTT: relay.MQTT{CommandsPerHour: 1_000_000}})
 	if err != nil {
 		return err
 	}

@@ -76,6 +76,7 @@ func (r *Relay) Start() {
 		Logger: w.log.With("at", r.Name), Now: w.Now, ListenTCP: p.listenTCP, ListenUDP: p.listenUDP,
 		ListenAdmin:     func() (net.Listener, error) { return run.admin, nil },
 		ListenDashboard: func() (net.Listener, error) { return run.pages, nil },
+		MQTT:            relay.MQTT{CommandsPerHour: 1_000_000}, // tests press faster than people
 	}
 	if r.Config != nil {
 		r.Config(&conf)

@@ -80,8 +80,11 @@ func noteAll(f *File, root *jsonschema.Schema, e *jsonschema.ValidationError) {
 		f.Fault(path, "%q is not one of %s%s", got, strings.Join(words, ", "), suggest(got, words))
 	case *kind.Type:
 		remedy := ""
-		if slices.Contains(k.Want, "string") && (k.Got == "number" || k.Got == "boolean") {
+		switch {
+		case slices.Contains(k.Want, "string") && (k.Got == "number" || k.Got == "boolean"):
 			remedy = ": put the value in quotes"
+		case k.Got == "null" && strings.Contains(f.excerpt(f.find(path).line), "#"):
+			remedy = ": # begins a comment in YAML, so nothing is left here; put the value in quotes"
 		}
 		f.Fault(path, "%q is a %s, but must be a %s%s", path[strings.LastIndexByte(path, '.')+1:], k.Got, strings.Join(k.Want, " or a "), remedy)
 	case *kind.Pattern:
