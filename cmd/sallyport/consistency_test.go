@@ -96,7 +96,7 @@ func TestFilesAndFlagsHaveTheSameSettings(t *testing.T) {
 				"version": "", "certificates": "cert", "certificates[].cert": "cert", "certificates[].key": "key", "log": "",
 				"log.format": "log-format", "log.level": "log-level",
 				"acme": "", "acme.ca": "acme-ca", "acme.root": "acme-root", "acme.email": "acme-email",
-				"mqtt": "", "mqtt.off": "mqtt-off", "mqtt.listen": "mqtt-listen",
+				"mqtt": "", "mqtt.off": "mqtt-off", "mqtt.listen": "mqtt-listen", "mqtt.commands_per_hour": "mqtt-commands-per-hour",
 				// Who may use which topic is a list of lists: nothing for a command line.
 				"mqtt.allow": "", "mqtt.allow[].device": "", "mqtt.allow[].publish": "", "mqtt.allow[].subscribe": "",
 			},

@@ -112,6 +112,7 @@ func relayFlags() []cli.Flag {
 		&cli.BoolFlag{Name: "admin-host", Usage: "the dashboard at admin.DOMAIN too, for devices marked admin", EnvVars: []string{"SALLYPORT_ADMIN_HOST"}},
 		&cli.StringFlag{Name: "admin-listen", Usage: "the dashboard on loopback `ADDRESS` too, behind one-time links of relay dashboard", EnvVars: []string{"SALLYPORT_ADMIN_LISTEN"}},
 		&cli.BoolFlag{Name: "mqtt-off", Usage: "no MQTT for devices and no command page", EnvVars: []string{"SALLYPORT_MQTT_OFF"}},
+		&cli.IntFlag{Name: "mqtt-commands-per-hour", Usage: "one device may send `N` commands an hour", Value: 600, EnvVars: []string{"SALLYPORT_MQTT_COMMANDS_PER_HOUR"}},
 		&cli.StringFlag{Name: "mqtt-listen", Usage: "MQTT over TLS on another `ADDRESS` too, such as :8883", EnvVars: []string{"SALLYPORT_MQTT_LISTEN"}},
 		&cli.BoolFlag{Name: "open-enrolment", Usage: "take requests for certificates without a link; each waits for device approve", EnvVars: []string{"SALLYPORT_OPEN_ENROLMENT"}},
 	}, logFlags()...)

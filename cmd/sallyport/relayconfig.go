@@ -89,7 +89,7 @@ func loadRelay(c *cli.Context) (relay.Config, logSettings, error) {
 			CA: setting(c, "acme-ca", rf.ACME.CA), RootFile: setting(c, "acme-root", rf.ACME.Root), Email: setting(c, "acme-email", rf.ACME.Email),
 		},
 	}
-	conf.MQTT = relay.MQTT{Off: boolSetting(c, "mqtt-off", rf.MQTT.Off), Listen: setting(c, "mqtt-listen", rf.MQTT.Listen), CommandsPerHour: rf.MQTT.PerHour}
+	conf.MQTT = relay.MQTT{Off: boolSetting(c, "mqtt-off", rf.MQTT.Off), Listen: setting(c, "mqtt-listen", rf.MQTT.Listen), CommandsPerHour: intSetting(c, "mqtt-commands-per-hour", rf.MQTT.PerHour)}
 	for _, g := range rf.MQTT.Allow {
 		conf.MQTT.Allow = append(conf.MQTT.Allow, relay.MQTTGrant(g))
 	}
