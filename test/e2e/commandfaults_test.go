@@ -29,6 +29,7 @@ type pressed struct {
 	signed   mqttbridge.Signed
 	asked    time.Time // when the challenge came, at the latest
 	answered bool
+	redated  bool // the phone signed another one with the same challenge
 	moves    []time.Time
 	end      mqttbridge.Status // once it is final; set by its phone
 }
@@ -156,6 +157,9 @@ func (tr *trial) press(r *world.Remote, rnd *rand.Rand, phone, n int) {
 		}
 		st, err := r.Send("kitchen", d, p.signed)
 		p.answered = err == nil
+		if err == nil && st.Final {
+			p.end = st // refused at once: nothing of it is kept over a restart
+		}
 		for range rnd.IntN(3) {
 			tr.annoy(r, rnd, mine[rnd.IntN(len(mine))])
 		}
@@ -173,19 +177,20 @@ func (tr *trial) press(r *world.Remote, rnd *rand.Rand, phone, n int) {
 		// A value is not used again before its command can only be over.
 		if i%(slots/3) == slots/3-1 {
 			time.Sleep(2 * faultyLife) // virtual
-			collect(r, mine[max(0, len(mine)-100):])
+			collect(r, mine)
 		}
 	}
 }
 
 // collect notes how commands have ended: the relay remembers 10,000, and this
-// trial sends more.
+// trial sends more. What it could not ask for, as the relay was away, it asks for
+// the next time.
 func collect(r *world.Remote, list []*pressed) {
 	for _, p := range list {
-		if p.end.Final {
+		if p.end.Final && p.end.State != mqttbridge.Unknown { // that may still be corrected
 			continue
 		}
-		if st, err := r.Status(p.id); err == nil && st.Final && st.State != mqttbridge.Unknown { // unknown may still be corrected
+		if st, err := r.Status(p.id); err == nil && st.Final {
 			p.end = st
 		}
 	}
@@ -206,7 +211,7 @@ func (tr *trial) annoy(r *world.Remote, rnd *rand.Rand, p *pressed) {
 		}
 		e.ID, e.Issued, e.NotAfter = mqttbridge.NewID(), time.Now(), time.Now().Add(time.Hour)
 		if again, err := mqttbridge.Sign(e, r.Key); err == nil {
-			s = again // the phone's own key, but the challenge is spent
+			s, p.redated = again, true // the phone's own key, but the challenge is spent, if the first one came to the home
 		}
 	}
 	_, _ = r.Send("kitchen", p.door, s)
@@ -284,8 +289,11 @@ func (tr *trial) judge() {
 			remotes[e.Device] = tr.remoteOf(e.Device)
 		}
 		st, err := p.end, error(nil)
-		if !st.Final {
+		if !st.Final || st.State == mqttbridge.Unknown {
 			st, err = remotes[e.Device].Status(p.id)
+		}
+		if err != nil && p.end.Final { // forgotten meanwhile
+			st, err = p.end, nil
 		}
 		if err != nil {
 			if p.answered {
@@ -311,7 +319,7 @@ func (tr *trial) judge() {
 				t.Errorf("%s is %s, and the door did not move", p.id, st.State)
 			}
 		case mqttbridge.Refused, mqttbridge.Expired, "never came":
-			if moved {
+			if moved && !p.redated {
 				t.Errorf("%s is %s (%s), and the door moved", p.id, st.State, st.Code)
 			}
 		}
