@@ -102,6 +102,10 @@
 //	 9    Renewed     relay → agent  answers Renew
 //	10    Join        agent → relay  on "sallyport-join/1" only
 //	11    Joined      relay → agent  on "sallyport-join/1" only
+//	12    Names       agent → relay  with feature dns: what the zone should know of the home
+//	13    Named       relay → agent  answers Names, with its seq
+//	14    SetTXT      agent → relay  with feature dns: a record for a challenge of ACME
+//	15    TXTSet      relay → agent  answers SetTXT, with its seq, once the zone has it
 //
 // Hello.instance is random for each process. The newest session of a key takes
 // all new streams. An older session of the same instance finishes its
@@ -114,6 +118,14 @@
 // visitor's device in the header Remote-User, beside those that every service
 // of proto http1 or h2 gets. A relay from before this field sends none, and
 // whatever a visitor sends under that name never reaches the service.
+//
+// A service says who ends the visitors' TLS: the relay, the service itself
+// ("backend"), or the agent. For the last two the relay opens a stream that carries
+// TLS unread, and what follows the agent's Result is the visitor's ClientHello. For
+// "agent" the agent itself names the host in Register and judges visitors by the
+// server name that it finds there: nothing that the relay says of a visitor, a host
+// or a right counts. HASH.DOMAIN, with the agent's identity for HASH, and all
+// below it are the agent's own. A service with a port has no host and no TLS.
 //
 // Register replaces what was registered before: a service that is not in it is
 // withdrawn, one that stays is not disturbed. The relay answers for each
@@ -142,7 +154,7 @@
 // connection, for HTTP that it terminates). First it writes an Open:
 //
 //	2  bytes that follow, at most 1024
-//	1  kind: 1, a connection
+//	1  kind: 1 a connection, 2 datagrams
 //	1  hop: relays passed before this one, at most 1
 //	1  length s, 1..63      \  service, [a-z0-9-]
 //	s  text                 /
@@ -173,6 +185,20 @@
 // backend, a broken session) crosses as a reset with a code: the receiver
 // never takes it for a clean end, and passes it on as an abort.
 //
+// A stream of kind 2 is one flow of datagrams: one visitor's address and the home,
+// for a service of proto udp. After code 0 both directions carry packets, and
+// over QUIC DATAGRAM frames carry most of them, see Transports:
+//
+//	2  length n, 0..65507   \  a packet
+//	n  payload              /
+//
+// A packet is never cut or merged. It may be lost, and overtake another one. Who
+// sends does not wait for the path: of what the path does not take, the oldest
+// packets are dropped, and those that waited 500 ms. The same goes for who
+// receives and is not read. The end of either direction ends the flow, as a
+// reset does; an end inside a packet, or a larger length, is answered with a
+// reset with CodeProtocol.
+//
 // # Streams of the agent
 //
 // Features are named in Hello.features and answered in Welcome.features with
@@ -180,12 +206,21 @@
 //
 //	mqtt      the relay has a hub: package mqttbridge, LinkPacket
 //	commands  the relay takes commands of devices: package mqttbridge, Frame
+//	devices   the relay's device CA and its signed list of devices: DeviceFrame
 //
-// With one of them the agent may open streams of its own, beside the control
+// Without a stream, for the messages and services above:
+//
+//	dns        the relay answers its domain's DNS
+//	tls-agent  services whose TLS ends at the agent
+//	ports      services with a public port of the relay, TCP and UDP
+//
+// With one of the first three the agent may open streams of its own, beside the control
 // stream. It writes an Open whose service is the feature, with no addresses and
 // no server name; the relay answers with a Result within 10 s, and both
 // directions then carry what that package's comment describes. The relay knows
-// the agent by its session. When a newer session is there, the agent opens new
+// the agent by its session. On a stream for devices both sides send frames: 4
+// bytes of length, at most 4 MiB, and a JSON object. The agent believes what the
+// CA that it pinned has signed, and no list with a lower number than the last. When a newer session is there, the agent opens new
 // streams on it and lets the older ones end.
 //
 // # Transports
@@ -233,8 +268,22 @@
 // is FIN; a reset is RESET_STREAM with STOP_SENDING; who closes without having
 // read to the end sends STOP_SENDING. Code and reason travel as application
 // error code and reason phrase, of streams and of CONNECTION_CLOSE.
-// Unidirectional streams and datagrams are not used. Packets start at 1200
+// Unidirectional streams are not used. Packets start at 1200
 // bytes. A keep-alive after 4 s; 9 s of silence end the session.
+//
+// A DATAGRAM frame (RFC 9221) is a packet of a stream of kind 2:
+//
+//	1..8  number of the stream, a QUIC varint
+//	rest  the packet, to the end of the frame
+//
+// Both sides announce max_datagram_frame_size. A packet that does not fit into a
+// frame of the path's size goes over the stream, as all do when the peer
+// announces none; a receiver takes both. Frames may overtake the bytes of
+// their stream. Those of a stream that the peer may still open, or whose owner has
+// not come to its packets yet, are kept for 2 s: 16 of a stream, 128 and 256 KiB
+// of a session. All others, and what has no number, are dropped. While there
+// are more datagrams than the path takes, the sender gives waiting streams as much
+// of it as the datagrams get, at the latest every few 100 ms.
 //
 // TCP: yamux version 0 over TLS; the dialer is yamux's client, a stream has
 // yamux's number. yamux cannot reset a stream, so that an aborted transfer
@@ -272,6 +321,8 @@
 //	path of a service         255 bytes, "/a/b/"
 //	hosts of an agent         50
 //	hop                       1
+//	packet                    65507 bytes
+//	packets that wait         128 and 256 KiB in each direction of a flow
 //	open streams              10000 from the relay, 1 from the agent, 9 with features
 //	memory of unread bytes    64 MiB a session at the relay, 16 MiB at the agent
 //	HELLO, Hello, Open        10 s each

@@ -39,6 +39,10 @@ var decoders = map[MessageType]func([]byte) (Message, error){
 	TypeRenewed:    decode[Renewed],
 	TypeJoin:       decode[Join],
 	TypeJoined:     decode[Joined],
+	TypeNames:      decode[Names],
+	TypeNamed:      decode[Named],
+	TypeSetTXT:     decode[SetTXT],
+	TypeTXTSet:     decode[TXTSet],
 }
 
 // WriteMessage writes one control message with one Write call. A message that

@@ -25,7 +25,7 @@ var goldenMessages = map[string]protocol.Message{
 	"welcome": protocol.Welcome{Version: 1, Features: []string{"a"}, Name: "pi", Domain: "example.org", Time: time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC), Software: "sallyport/0.1"},
 	"register": protocol.Register{Seq: 3, Services: []protocol.Service{
 		{Name: "ha", Proto: protocol.ProtoHTTP1},
-		{Name: "lamp", Proto: protocol.ProtoH2, Host: "*.example.org", Path: "/lamp/", Auth: protocol.AuthAsk, TLS: protocol.TLSRelay, Solo: true, RemoteUser: true},
+		{Name: "lamp", Proto: protocol.ProtoH2, Host: "*.example.org", Path: "/lamp/", Auth: protocol.AuthAsk, TLS: protocol.TLSRelay, Solo: true, Port: 5, RemoteUser: true},
 	}},
 	"registered": protocol.Registered{Seq: 3, Services: []protocol.Registration{
 		{Name: "ha", URL: "https://ha.example.org/"}, {Name: "lamp", Error: "host *.example.org is reserved"},
@@ -36,13 +36,18 @@ var goldenMessages = map[string]protocol.Message{
 	"renew":   protocol.Renew{CSR: []byte{0x30, 0x00}},
 	"renewed": protocol.Renewed{Cert: []byte{0x30, 0x01}, Error: "no"},
 	"join":    protocol.Join{Secret: "ABCDEFGHIJKLMNOPQRSTUVWXYZ", CSR: []byte{0x30, 0x00}, Name: "pi"},
-	"joined":  protocol.Joined{Cert: []byte{0x30, 0x01}, CA: []byte{0x30, 0x02}, Name: "pi", Domain: "example.org", Error: "no"},
+	"joined":  protocol.Joined{Cert: []byte{0x30, 0x01}, CA: []byte{0x30, 0x02}, Name: "pi", Domain: "example.org", DeviceCA: []byte{0x30, 0x03}, Error: "no"},
+	"names":   protocol.Names{Seq: 2, LAN: []netip.Addr{netip.MustParseAddr("192.168.1.7")}, Split: true, Account: "https://ca.test/acct/1", Issuers: []string{"ca.test"}},
+	"named":   protocol.Named{Seq: 2, Host: "a.example.org", Public: "203.0.113.7", Error: "no"},
+	"settxt":  protocol.SetTXT{Seq: 4, Name: "_acme-challenge.ha.example.org", Values: []string{"abc"}},
+	"txtset":  protocol.TXTSet{Seq: 4, Error: "no"},
 }
 
 var goldenOpens = map[string]protocol.Open{
-	"open-min": {Service: "a"},
-	"open-v4":  {Service: "ha", Client: netip.MustParseAddrPort("203.0.113.7:50000"), Local: netip.MustParseAddrPort("192.0.2.1:443"), SNI: "ha.example.org", Hop: 1},
-	"open-v6":  {Service: "ha", Client: netip.MustParseAddrPort("[2001:db8::7]:50000"), Local: netip.MustParseAddrPort("[2001:db8::1]:443"), SNI: "ha.example.org"},
+	"open-min":     {Service: "a"},
+	"open-v4":      {Service: "ha", Client: netip.MustParseAddrPort("203.0.113.7:50000"), Local: netip.MustParseAddrPort("192.0.2.1:443"), SNI: "ha.example.org", Hop: 1},
+	"open-packets": {Service: "wg", Client: netip.MustParseAddrPort("203.0.113.7:50000"), Local: netip.MustParseAddrPort("192.0.2.1:51820"), Packets: true},
+	"open-v6":      {Service: "ha", Client: netip.MustParseAddrPort("[2001:db8::7]:50000"), Local: netip.MustParseAddrPort("[2001:db8::1]:443"), SNI: "ha.example.org"},
 }
 
 var goldenResults = map[string]protocol.Result{
@@ -126,8 +131,8 @@ func TestGoldenMessages(t *testing.T) {
 			seen[m.Type()] = true
 		})
 	}
-	if len(seen) != int(protocol.TypeJoined) {
-		t.Errorf("%d of %d message types have a golden frame", len(seen), protocol.TypeJoined)
+	if len(seen) != int(protocol.TypeTXTSet) {
+		t.Errorf("%d of %d message types have a golden frame", len(seen), protocol.TypeTXTSet)
 	}
 }
 

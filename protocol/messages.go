@@ -1,6 +1,9 @@
 package protocol
 
-import "time"
+import (
+	"net/netip"
+	"time"
+)
 
 // Version is the protocol version that this code speaks.
 const Version = 1
@@ -27,6 +30,10 @@ const (
 	TypeRenewed    MessageType = 9  // relay → agent, answers Renew
 	TypeJoin       MessageType = 10 // agent → relay on ALPNJoin only
 	TypeJoined     MessageType = 11 // relay → agent on ALPNJoin only
+	TypeNames      MessageType = 12 // agent → relay: what the relay's DNS should know of the home
+	TypeNamed      MessageType = 13 // relay → agent, answers Names
+	TypeSetTXT     MessageType = 14 // agent → relay: a TXT record below a name of its own
+	TypeTXTSet     MessageType = 15 // relay → agent, answers SetTXT
 )
 
 // A Message is one control message.
@@ -60,6 +67,15 @@ type Welcome struct {
 const (
 	FeatureMQTT     = "mqtt"     // the link between the relay's hub and the home's bridge
 	FeatureCommands = "commands" // what devices ask a home to do
+	FeatureDevices  = "devices"  // the relay's device CA and its signed list of devices (DeviceFrame)
+)
+
+// Features without a stream: what the relay can do for a service or a name. An
+// agent that asks a relay without it for such a thing is refused.
+const (
+	FeatureDNS      = "dns"       // the relay answers the zone's DNS: Names, SetTXT
+	FeatureTLSAgent = "tls-agent" // services with TLSAgent
+	FeaturePorts    = "ports"     // services with a Port, TCP and UDP
 )
 
 // MaxAgentStreams is how many streams an agent may have open to a relay that
@@ -71,13 +87,15 @@ const (
 	ProtoHTTP1 = "http1" // HTTP/1.1
 	ProtoH2    = "h2"    // HTTP/2 with prior knowledge
 	ProtoRaw   = "raw"   // bytes; the relay does not look inside
+	ProtoUDP   = "udp"   // datagrams; only on a Port
 )
 
 // Values of Service.TLS: who terminates the visitor's TLS.
 const (
 	TLSRelay   = "relay"
 	TLSBackend = "backend" // passed through unread by SNI
-	TLSAgent   = "agent"   // reserved
+	TLSAgent   = "agent"   // the agent, with a key that never leaves the home
+	TLSNone    = "none"    // nobody: bytes of a public Port as they come
 )
 
 // Values of Service.Auth: what the door asks of a visitor.
@@ -97,6 +115,10 @@ type Service struct {
 	Auth  string `json:"auth,omitempty"` // empty: AuthRequire; with TLSBackend AuthNone, as the relay cannot ask
 	TLS   string `json:"tls,omitempty"`  // empty: TLSRelay
 	Solo  bool   `json:"solo,omitempty"` // one visitor connection per stream: never pool (PROXY protocol needs it)
+	// Port is a public port of the relay of the service's own, TCP or, with
+	// ProtoUDP, UDP. 0: none. The service then has no Host and no TLS, and its Auth
+	// is AuthNone, spelled out. Only ports that the relay's owner granted.
+	Port uint16 `json:"port,omitempty"`
 	// RemoteUser asks the relay to name the visitor's device in Remote-User, for
 	// services that sign in whom a proxy names so.
 	RemoteUser bool `json:"remote_user,omitempty"`
@@ -175,7 +197,50 @@ type Joined struct {
 	CA     []byte `json:"ca,omitempty"`   // the agent CA, DER; its SHA-256 is the token's fingerprint
 	Name   string `json:"name,omitempty"`
 	Domain string `json:"domain,omitempty"`
-	Error  string `json:"error,omitempty"` // refused: why and what to do
+	// DeviceCA is the relay's device CA, DER: what an agent pins that lets the
+	// relay's devices in at services whose TLS ends at home.
+	DeviceCA []byte `json:"device_ca,omitempty"`
+	Error    string `json:"error,omitempty"` // refused: why and what to do
+}
+
+// Names tells a relay with FeatureDNS what its zone should know of the home. It
+// replaces what was told before, and holds until the agent is revoked.
+type Names struct {
+	Seq uint64 `json:"seq"` // counts up; Named repeats it
+	// LAN are addresses of the agent on its own network, at most 16, for names
+	// such as 192-168-1-7.HASH.DOMAIN. The relay takes private ones only
+	// (RFC 1918, RFC 4193, RFC 3927, RFC 4291 link-local without a zone is refused).
+	LAN []netip.Addr `json:"lan,omitempty"`
+	// Split asks the relay to answer queries for the agent's own hosts with LAN
+	// addresses when they come from the home's own public address.
+	Split bool `json:"split,omitempty"`
+	// Account is the agent's ACME account URI, and Issuers are the names that its
+	// CA is known by in CAA records (RFC 8659, RFC 8657). Empty: no CAA.
+	Account string   `json:"account,omitempty"`
+	Issuers []string `json:"issuers,omitempty"` // at most 4
+}
+
+// Named answers Names.
+type Named struct {
+	Seq    uint64 `json:"seq"`
+	Host   string `json:"host"`             // HASH.DOMAIN: the agent's own name
+	Public string `json:"public,omitempty"` // the home's public address, as the relay sees it
+	Error  string `json:"error,omitempty"`  // what of Names was not taken, and why
+}
+
+// SetTXT sets all values of one TXT record, which must be _acme-challenge below
+// a host of the agent whose TLS ends at home, or below its own name. No values:
+// the record goes. It goes by itself after an hour.
+type SetTXT struct {
+	Seq    uint64   `json:"seq"`
+	Name   string   `json:"name"`             // canonical host with "_acme-challenge." before it
+	Values []string `json:"values,omitempty"` // at most 8 of at most 255 bytes
+}
+
+// TXTSet answers SetTXT: the relay's DNS gives the new values from now on.
+type TXTSet struct {
+	Seq   uint64 `json:"seq"`
+	Error string `json:"error,omitempty"` // refused: why
 }
 
 func (Hello) Type() MessageType      { return TypeHello }
@@ -189,3 +254,7 @@ func (Renew) Type() MessageType      { return TypeRenew }
 func (Renewed) Type() MessageType    { return TypeRenewed }
 func (Join) Type() MessageType       { return TypeJoin }
 func (Joined) Type() MessageType     { return TypeJoined }
+func (Names) Type() MessageType      { return TypeNames }
+func (Named) Type() MessageType      { return TypeNamed }
+func (SetTXT) Type() MessageType     { return TypeSetTXT }
+func (TXTSet) Type() MessageType     { return TypeTXTSet }

@@ -10,6 +10,7 @@ type Open struct {
 	Local   netip.AddrPort // the relay's address that the visitor reached; zero when unknown
 	SNI     string         // canonical server name, empty when none
 	Hop     uint8          // relays passed before this one; at most MaxHops
+	Packets bool           // the stream carries datagrams (package packets), not bytes
 }
 
 // MaxHops is the highest Hop an agent accepts: one relay may hand a visitor

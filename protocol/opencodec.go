@@ -13,9 +13,10 @@ import (
 )
 
 const (
-	openKind  = 1    // byte 0 of an Open body: one visitor connection, bytes both ways
-	maxOpen   = 1024 // body of an Open; this version writes at most 358 bytes
-	maxReason = 255
+	openKind    = 1    // byte 0 of an Open body: one visitor connection, bytes both ways
+	openPackets = 2    // one UDP visitor: datagrams both ways
+	maxOpen     = 1024 // body of an Open; this version writes at most 358 bytes
+	maxReason   = 255
 )
 
 // WriteOpen writes the header of a data stream with one Write call. Addresses
@@ -24,7 +25,11 @@ func WriteOpen(w io.Writer, o Open) error {
 	if err := checkOpen(o); err != nil {
 		return fmt.Errorf("write open: %w", err)
 	}
-	frame := []byte{0, 0, openKind, o.Hop}
+	kind := byte(openKind)
+	if o.Packets {
+		kind = openPackets
+	}
+	frame := []byte{0, 0, kind, o.Hop}
 	frame = appendString(frame, o.Service)
 	frame = appendAddr(frame, o.Client)
 	frame = appendAddr(frame, o.Local)
@@ -62,12 +67,12 @@ func ReadOpen(r io.Reader) (Open, error) {
 func parseOpen(body []byte) (Open, error) {
 	p := &parser{b: body}
 	kind := p.byte()
-	o := Open{Hop: p.byte(), Service: p.string(), Client: p.addr(), Local: p.addr(), SNI: p.string()}
+	o := Open{Hop: p.byte(), Service: p.string(), Client: p.addr(), Local: p.addr(), SNI: p.string(), Packets: kind == openPackets}
 	// What follows is from a newer version and ignored.
 	switch {
 	case p.err != nil:
 		return Open{}, p.err
-	case kind != openKind:
+	case kind != openKind && kind != openPackets:
 		return Open{}, fmt.Errorf("kind %d is not known", kind)
 	}
 	return o, checkOpen(o)

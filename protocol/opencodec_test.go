@@ -30,7 +30,7 @@ func TestReadOpenRefuses(t *testing.T) {
 	for name, frame := range map[string][]byte{
 		"empty":          rawOpen(),
 		"too large":      {4, 1},
-		"unknown kind":   rawOpen(2, 0, 1, 'a', 0, 0, 0),
+		"unknown kind":   rawOpen(3, 0, 1, 'a', 0, 0, 0),
 		"no service":     rawOpen(1, 0, 0, 0, 0, 0),
 		"service name":   rawOpen(1, 0, 3, '.', '.', '/', 0, 0, 0),
 		"capital":        rawOpen(1, 0, 1, 'A', 0, 0, 0),

@@ -19,6 +19,9 @@ const (
 func (s Service) WithDefaults() Service {
 	if s.TLS == "" {
 		s.TLS = TLSRelay
+		if s.Port != 0 {
+			s.TLS = TLSNone
+		}
 	}
 	if s.Auth == "" {
 		s.Auth = AuthRequire
@@ -43,25 +46,28 @@ func (s Service) Validate() error {
 		errs = append(errs, err)
 	}
 	switch s.Proto {
-	case ProtoHTTP1, ProtoH2, ProtoRaw:
+	case ProtoHTTP1, ProtoH2, ProtoRaw, ProtoUDP:
 	default:
-		fault("proto %q is not one of http1, h2, raw", s.Proto)
+		fault("proto %q is not one of http1, h2, raw, udp", s.Proto)
 	}
+	errs = append(errs, s.checkPort()...)
 	switch s.Auth {
 	case "", AuthRequire, AuthAsk, AuthNone:
 	default:
 		fault("auth %q is not one of require, ask, none", s.Auth)
 	}
 	switch s.TLS {
-	case "", TLSRelay:
+	case "", TLSRelay, TLSAgent:
+	case TLSNone:
+		if s.Port == 0 {
+			fault("tls none is for services on a port of their own (--port N): behind the shared port the name is in the visitor's TLS")
+		}
 	case TLSBackend:
 		if s.Auth == AuthRequire || s.Auth == AuthAsk {
 			fault("auth %s cannot work with tls backend, where the relay does not see the visitor's certificate: use tls relay, or auth none and let the service ask", s.Auth)
 		}
-	case TLSAgent:
-		fault("tls agent is not supported yet")
 	default:
-		fault("tls %q is not one of relay, backend", s.TLS)
+		fault("tls %q is not one of relay, agent, backend", s.TLS)
 	}
 	if s.Proto == ProtoRaw && s.Auth == AuthAsk {
 		fault("auth ask answers with a web page, which proto raw has no place for: use require or none")
@@ -69,7 +75,7 @@ func (s Service) Validate() error {
 	if s.RemoteUser {
 		switch {
 		case s.Proto == ProtoRaw || s.TLS == TLSBackend:
-			fault("remote_user needs HTTP that the relay terminates: not proto raw, not tls backend")
+			fault("remote_user needs HTTP whose TLS ends here: not proto raw, not tls backend")
 		case s.Auth == AuthNone:
 			fault("remote_user names the visitor's device, and auth none asks for none: use auth require or ask")
 		}
@@ -87,13 +93,37 @@ func (s Service) Validate() error {
 			errs = append(errs, err)
 		}
 		if s.Proto == ProtoRaw || s.TLS == TLSBackend {
-			fault("path %q needs HTTP that the relay terminates: not proto raw, not tls backend", s.Path)
+			fault("path %q needs HTTP whose TLS ends at the relay or the agent: not proto raw, not tls backend", s.Path)
 		}
 	}
 	if len(errs) == 0 {
 		return nil
 	}
 	return fmt.Errorf("service %q: %w", shorten(s.Name), errors.Join(errs...))
+}
+
+// checkPort returns what does not go with a port of the service's own.
+func (s Service) checkPort() (errs []error) {
+	if s.Port == 0 {
+		if s.Proto == ProtoUDP {
+			errs = append(errs, errors.New("udp needs a public port of its own: give --port N, which the relay's owner must have granted"))
+		}
+		return errs
+	}
+	for _, rule := range []struct {
+		broken bool
+		why    string
+	}{
+		{s.Proto != ProtoRaw && s.Proto != ProtoUDP, fmt.Sprintf("port %d carries bytes as they come: use a tcp:// or udp:// target", s.Port)},
+		{s.TLS != "" && s.TLS != TLSNone, fmt.Sprintf("port %d has no TLS of ours: leave tls out", s.Port)},
+		{s.Auth != AuthNone, fmt.Sprintf("port %d is open to everybody on the internet, nobody is asked for a certificate: say so with auth none", s.Port)},
+		{s.Host != "" || s.Path != "", fmt.Sprintf("port %d is reached under every name: leave host and path out", s.Port)},
+	} {
+		if rule.broken {
+			errs = append(errs, errors.New(rule.why))
+		}
+	}
+	return errs
 }
 
 // checkServiceName enforces [a-z0-9]([a-z0-9-]*[a-z0-9])?, at most 63 bytes:

@@ -27,6 +27,9 @@ func TestServiceValidate(t *testing.T) {
 		"remote user, ask": func(s *protocol.Service) {
 			s.RemoteUser, s.Auth, s.Path = true, protocol.AuthAsk, "/x/"
 		},
+		"tls agent":      func(s *protocol.Service) { s.TLS, s.Path = protocol.TLSAgent, "/x/" },
+		"port":           func(s *protocol.Service) { s.Port, s.Proto, s.Auth = 22, protocol.ProtoRaw, protocol.AuthNone },
+		"udp":            func(s *protocol.Service) { s.Port, s.Proto, s.Auth = 51820, protocol.ProtoUDP, protocol.AuthNone },
 		"three dots":     func(s *protocol.Service) { s.Path = "/.../" },
 		"hidden segment": func(s *protocol.Service) { s.Path = "/.well/" },
 	} {
@@ -57,7 +60,17 @@ func TestServiceValidate(t *testing.T) {
 			s.RemoteUser, s.TLS, s.Auth = true, protocol.TLSBackend, protocol.AuthNone
 		},
 		"tls":               func(s *protocol.Service) { s.TLS = "off" },
-		"tls agent":         func(s *protocol.Service) { s.TLS = protocol.TLSAgent },
+		"tls none":          func(s *protocol.Service) { s.TLS = protocol.TLSNone },
+		"udp without port":  func(s *protocol.Service) { s.Proto, s.Auth = protocol.ProtoUDP, protocol.AuthNone },
+		"port with http":    func(s *protocol.Service) { s.Port, s.Auth = 22, protocol.AuthNone },
+		"port, auth unsaid": func(s *protocol.Service) { s.Port, s.Proto = 22, protocol.ProtoRaw },
+		"port, require":     func(s *protocol.Service) { s.Port, s.Proto, s.Auth = 22, protocol.ProtoRaw, protocol.AuthRequire },
+		"port with tls": func(s *protocol.Service) {
+			s.Port, s.Proto, s.Auth, s.TLS = 22, protocol.ProtoRaw, protocol.AuthNone, protocol.TLSRelay
+		},
+		"port with host": func(s *protocol.Service) {
+			s.Port, s.Proto, s.Auth, s.Host = 22, protocol.ProtoRaw, protocol.AuthNone, "a.example.org"
+		},
 		"backend, require":  func(s *protocol.Service) { s.TLS, s.Auth = protocol.TLSBackend, protocol.AuthRequire },
 		"backend, ask":      func(s *protocol.Service) { s.TLS, s.Auth = protocol.TLSBackend, protocol.AuthAsk },
 		"backend with path": func(s *protocol.Service) { s.TLS, s.Path = protocol.TLSBackend, "/x/" },

@@ -154,6 +154,11 @@ type Config struct {
 	// admits, and then the device must have an ID; DeniedUnknown counts as a
 	// guess. Nil: token sites refuse all visitors.
 	CheckToken func(host, secret string, now time.Time) (Device, string)
+	// Challenge returns the certificate that answers a challenge of RFC 8737 for
+	// one of the sites: a handshake with ALPN acme-tls/1 and nothing else, after
+	// which the connection is closed. It must not block. Nil: such visitors are
+	// refused.
+	Challenge func(hello *tls.ClientHelloInfo) (*tls.Certificate, bool)
 	// Denied answers a visitor of an ask site who may not come in, unless the
 	// site has its own. Nil: a built-in page with status 401.
 	Denied func(w http.ResponseWriter, r *http.Request, denial string)

@@ -39,8 +39,31 @@ func (v *visit) greet(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	if !ok || !v.door.serves(site) {
 		return refusal(), nil
 	}
+	if slices.Contains(hello.SupportedProtos, alpnACME) {
+		return v.challengeConfig(hello), nil
+	}
 	v.visitor.Host, v.site = name, site
 	return v.config(), nil
+}
+
+// alpnACME is the protocol of challenges of RFC 8737.
+const alpnACME = "acme-tls/1"
+
+// challengeConfig answers a challenge of RFC 8737, or nobody: a visitor that
+// asks for more beside it could be served under a certificate that is none.
+func (v *visit) challengeConfig(hello *tls.ClientHelloInfo) *tls.Config {
+	if v.door.cfg.Challenge == nil || len(hello.SupportedProtos) != 1 {
+		return refusal()
+	}
+	cert, ok := v.door.cfg.Challenge(hello)
+	if !ok {
+		return refusal()
+	}
+	v.challenge = true
+	return &tls.Config{
+		Time: v.door.cfg.Now, MinVersion: tls.VersionTLS12, NextProtos: []string{alpnACME},
+		SessionTicketsDisabled: true, Certificates: []tls.Certificate{*cert},
+	}
 }
 
 // refusal is a configuration that completes no handshake: it has no

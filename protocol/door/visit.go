@@ -62,6 +62,8 @@ type visit struct {
 	device  Device
 	denial  string
 	judged  bool
+	// challenge says that the handshake is the answer to an ACME server.
+	challenge bool
 
 	ctx      context.Context // ends with the connection
 	cancel   context.CancelCauseFunc
@@ -82,7 +84,8 @@ type visit struct {
 }
 
 // ServeConn serves one visitor and owns c, whose first byte is the visitor's
-// ClientHello. A c that has Settled is told when the handshake is done. It returns when the connection and everything that it started
+// ClientHello. A c that has Settled is told when the handshake is done, one that
+// has Met(*Device) also who came, nil for those without a device. It returns when the connection and everything that it started
 // have ended. The end of ctx cuts the connection.
 func (d *Door) ServeConn(ctx context.Context, c net.Conn) {
 	v := &visit{door: d, start: time.Now(), idle: make(chan struct{})}
@@ -110,6 +113,10 @@ func (d *Door) ServeConn(ctx context.Context, c net.Conn) {
 		linger(c)
 		return
 	}
+	if v.challenge {
+		v.tls.Close() // the handshake was the answer
+		return
+	}
 	c.SetDeadline(time.Time{})
 
 	// The device may have been revoked, or the route changed, since the
@@ -123,6 +130,9 @@ func (d *Door) ServeConn(ctx context.Context, c net.Conn) {
 	// Only now: anybody can send a hello with our name in it.
 	if s, ok := c.(interface{ Settled() }); ok {
 		s.Settled()
+	}
+	if m, ok := c.(interface{ Met(*Device) }); ok {
+		m.Met(v.visitor.Device)
 	}
 	if v.visitor.Device != nil {
 		v.seen()

@@ -25,6 +25,22 @@ func IsReserved(name, domain string) bool {
 	return label == "*" || reserved[label] || strings.HasPrefix(label, "t-") || IsAgentLabel(label)
 }
 
+// AgentOf returns whose name this is: the label with the shape of an agent's
+// identity directly below the domain, for HASH.DOMAIN and everything below it.
+// "" for all other names. Only that agent may claim such a name, whatever it
+// was granted.
+func AgentOf(name, domain string) string {
+	rest, ok := strings.CutSuffix(name, "."+domain)
+	if !ok {
+		return ""
+	}
+	label := rest[strings.LastIndexByte(rest, '.')+1:]
+	if !IsAgentLabel(label) {
+		return ""
+	}
+	return label
+}
+
 // Below reports whether a canonical name or pattern lies below a canonical
 // domain: x.d, x.y.d and *.d lie below d; d and xd do not.
 func Below(name, domain string) bool {

@@ -85,6 +85,8 @@ type ACME struct {
 	budget  *budget
 	retries []time.Duration // waits after the first, second, … failure; the last one repeats
 
+	identities atomic.Pointer[[]string] // of the CA, for CAA; nil: not asked yet
+
 	serving atomic.Pointer[map[string]*tls.Certificate] // by host; swapped whole
 	wake    chan struct{}                               // room for one: something changed
 

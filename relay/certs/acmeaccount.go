@@ -87,3 +87,14 @@ func (a *account) location() string {
 	defer a.mu.Unlock()
 	return a.have.Location
 }
+
+// CAA is what the zone's CAA records should name: the CA's names (RFC 8659) and
+// our account with it (RFC 8657). Both are empty until the CA was asked for a
+// certificate.
+func (a *ACME) CAA() (issuers []string, account string) {
+	account = a.account.location()
+	if ids := a.identities.Load(); ids != nil && account != "" {
+		issuers = *ids
+	}
+	return issuers, account
+}

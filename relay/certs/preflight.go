@@ -49,6 +49,7 @@ func (a *ACME) preflight(ctx context.Context, host string) report {
 			}}
 		}
 		identities = dir.Meta.CAAIdentities
+		a.identities.Store(&identities)
 	}
 	addrs, err := a.config.Resolver.LookupNetIP(ctx, "ip", host)
 	notFound := new(net.DNSError)

@@ -31,10 +31,15 @@ var errConflict = errors.New("claimed by another agent")
 // Callers hold r.mu.
 func (r *Registry) mayClaim(a Agent, host string) error {
 	domain := r.cfg.Domain
-	if names.IsReserved(host, domain) {
+	if owner := names.AgentOf(host, domain); owner != "" {
+		// An agent's own name, and what lies below it, need no grant and are
+		// nobody else's.
+		if owner != string(a.ID) {
+			return fmt.Errorf("%s is an agent's own name, %w from the first: choose another name below %s", host, errConflict, domain)
+		}
+	} else if names.IsReserved(host, domain) {
 		return fmt.Errorf("%s is reserved for the relay: choose another name below %s", host, domain)
-	}
-	if err := granted(a.Hosts, host, domain); err != nil {
+	} else if err := granted(a.Hosts, host, domain); err != nil {
 		return err
 	}
 	if c, ok := r.claims[host]; ok {
@@ -97,7 +102,7 @@ func sharable(prev, next protocol.Service) error {
 	case prev.TLS != next.TLS:
 		return fmt.Errorf("tls is per host: service %q on %s has tls %s, this one %s: make them equal or choose another host", prev.Name, next.Host, prev.TLS, next.TLS)
 	case prev.Proto == protocol.ProtoRaw || next.Proto == protocol.ProtoRaw || next.TLS == protocol.TLSBackend:
-		return fmt.Errorf("only HTTP services that the relay terminates can share the host %s (with %q): choose another host", next.Host, prev.Name)
+		return fmt.Errorf("only HTTP services whose TLS ends at the relay or the agent can share the host %s (with %q): choose another host", next.Host, prev.Name)
 	}
 	return nil
 }

@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -120,9 +122,6 @@ func (r *Registry) register(ctx context.Context, from tunnel.Session, services [
 // new one, and returns the service as it is routed.
 func (r *Registry) accept(ctx context.Context, a Agent, s protocol.Service, accepted []protocol.Service, i int) (_ protocol.Service, isNew bool, err error) {
 	none := protocol.Service{}
-	if s.TLS == protocol.TLSAgent {
-		return none, false, errors.New("tls agent is not in this version: use tls relay or tls backend")
-	}
 	if err := s.Validate(); err != nil {
 		return none, false, err
 	}
@@ -130,6 +129,9 @@ func (r *Registry) accept(ctx context.Context, a Agent, s protocol.Service, acce
 		return none, false, fmt.Errorf("an agent may offer at most %d services", maxServices)
 	}
 	s = s.WithDefaults()
+	if s.Port != 0 {
+		return s, false, r.acceptPort(a, s, accepted)
+	}
 	if s.Host == "" {
 		host, err := names.Canonical(s.Name + "." + r.parent(a, s.Name))
 		if err != nil {
@@ -229,11 +231,18 @@ func (r *Registry) adoptClaim(ctx context.Context, a Agent, host string) error {
 // url is where visitors of a service go. Raw bytes have no web address; tls:
 // says what to speak.
 func (r *Registry) url(s protocol.Service) string {
+	if s.Port != 0 {
+		network := "tcp://"
+		if s.Proto == protocol.ProtoUDP {
+			network = "udp://"
+		}
+		return network + net.JoinHostPort(r.cfg.Domain, strconv.Itoa(int(s.Port)))
+	}
 	host := s.Host
 	if r.cfg.Port != "" && r.cfg.Port != "443" {
 		host += ":" + r.cfg.Port
 	}
-	if s.Proto == protocol.ProtoRaw && s.TLS == protocol.TLSRelay {
+	if s.Proto == protocol.ProtoRaw && s.TLS != protocol.TLSBackend {
 		if host == s.Host {
 			host += ":443"
 		}
@@ -290,6 +299,17 @@ func (r *Registry) release(ctx context.Context, pattern string) error {
 	return nil
 }
 
+// AuditAgent records what an agent caused, within its budget; nothing for an
+// unknown one.
+func (r *Registry) AuditAgent(id protocol.AgentID, event string, attrs ...slog.Attr) {
+	r.mu.Lock()
+	m := r.agents[id]
+	r.mu.Unlock()
+	if m != nil {
+		r.auditAgent(m, event, attrs...)
+	}
+}
+
 // auditAgent records what an agent caused, within its budget: no agent can
 // fill the relay's disk.
 func (r *Registry) auditAgent(m *member, event string, attrs ...slog.Attr) {
@@ -328,6 +348,9 @@ func (r *Registry) Routes() []Route {
 			continue
 		}
 		for _, s := range m.services {
+			if s.Port != 0 {
+				continue // see PortRoutes
+			}
 			if c, ok := r.claims[s.Host]; ok && c.Agent == id {
 				routes = append(routes, Route{Host: s.Host, Path: s.Path, Agent: id, Name: m.Name, Service: s})
 			}

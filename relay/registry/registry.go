@@ -26,6 +26,11 @@
 // wildcard is refused, and so is a wildcard over another agent's exact name.
 // Within one agent the exact name beats the wildcard. An agent holds at most
 // MaxHosts names, withdrawn ones included.
+//
+// HASH.DOMAIN, where HASH is an agent's ID, and all below it are that agent's
+// own, whatever it was granted. A public port of the relay needs a grant by
+// number (Grant, TokenRequest.Ports), and belongs to the agent whose service
+// took it first, for as long as it offers that.
 package registry
 
 import (
@@ -110,6 +115,7 @@ type Agent struct {
 	ID        protocol.AgentID
 	Name      string   // unique at this relay
 	Hosts     []string // patterns it may claim; nil: any name below the domain
+	Ports     []string // public ports it may use: "2222", "51820/udp"; nil: none
 	Joined    time.Time
 	LastSeen  time.Time // exact while the relay runs, to the minute after a crash
 	Revoked   bool
@@ -120,6 +126,7 @@ type Agent struct {
 type agentRecord struct {
 	Name      string    `json:"name"`
 	Hosts     []string  `json:"hosts,omitempty"`
+	Ports     []string  `json:"ports,omitempty"`
 	Joined    time.Time `json:"joined"`
 	RevokedAt time.Time `json:"revoked_at,omitzero"`
 }
@@ -231,7 +238,7 @@ func each[T any](ctx context.Context, kv store.KV, prefix string, do func(key st
 func newMember(id protocol.AgentID, rec agentRecord) *member {
 	return &member{
 		Agent: Agent{
-			ID: id, Name: rec.Name, Hosts: rec.Hosts, Joined: rec.Joined, LastSeen: rec.Joined,
+			ID: id, Name: rec.Name, Hosts: rec.Hosts, Ports: rec.Ports, Joined: rec.Joined, LastSeen: rec.Joined,
 			Revoked: !rec.RevokedAt.IsZero(), RevokedAt: rec.RevokedAt,
 		},
 		changed:  make(chan struct{}),
@@ -240,7 +247,7 @@ func newMember(id protocol.AgentID, rec agentRecord) *member {
 }
 
 func (a Agent) record() agentRecord {
-	return agentRecord{Name: a.Name, Hosts: a.Hosts, Joined: a.Joined, RevokedAt: a.RevokedAt}
+	return agentRecord{Name: a.Name, Hosts: a.Hosts, Ports: a.Ports, Joined: a.Joined, RevokedAt: a.RevokedAt}
 }
 
 // Run keeps the stored times of last sight fresh until ctx ends, and stores

@@ -37,6 +37,7 @@ var ErrToken error = &HintError{
 // A TokenRequest says what the agent that redeems a token may do.
 type TokenRequest struct {
 	Hosts   []string      // patterns it may claim; empty: any name, only for the relay's first agent
+	Ports   []string      // public ports it may use, "2222" or "51820/udp"
 	TTL     time.Duration // 0: 15 minutes; at most 7 days
 	Foreign bool          // allow patterns outside the relay's domain
 }
@@ -44,6 +45,7 @@ type TokenRequest struct {
 // tokenRecord is a token at rest. The secret itself is never stored.
 type tokenRecord struct {
 	Hosts   []string         `json:"hosts,omitempty"` // empty: unrestricted
+	Ports   []string         `json:"ports,omitempty"`
 	Created time.Time        `json:"created"`
 	Expires time.Time        `json:"expires"`
 	UsedBy  protocol.AgentID `json:"used_by,omitempty"`
@@ -82,6 +84,9 @@ func (r *Registry) NewToken(ctx context.Context, q TokenRequest) (secret string,
 		}
 		rec.Hosts = append(rec.Hosts, p)
 	}
+	if rec.Ports, err = grantablePorts(q.Ports); err != nil {
+		return "", time.Time{}, err
+	}
 	if err := r.beginWrite(ctx); err != nil {
 		return "", time.Time{}, err
 	}
@@ -103,7 +108,7 @@ func (r *Registry) NewToken(ctx context.Context, q TokenRequest) (secret string,
 			return "", time.Time{}, errors.Join(err, r.cfg.Store.Delete(ctx, keyTokens+hash, 0))
 		}
 	}
-	r.cfg.Audit("token.created", slog.String("token", hash[:12]), slog.Any("hosts", rec.Hosts), slog.Time("expires", rec.Expires))
+	r.cfg.Audit("token.created", slog.String("token", hash[:12]), slog.Any("hosts", rec.Hosts), slog.Any("ports", rec.Ports), slog.Time("expires", rec.Expires))
 	return secret, rec.Expires, nil
 }
 
@@ -258,13 +263,16 @@ func (r *Registry) redeem(ctx context.Context, secret string, id protocol.AgentI
 	}
 	if isKnown {
 		known.Hosts = rec.Hosts
+		if len(rec.Ports) > 0 {
+			known.Ports = rec.Ports
+		}
 		a = known
 	} else {
 		name, err := r.takeName(ctx, id, wish)
 		if err != nil {
 			return Agent{}, false, err
 		}
-		a = Agent{ID: id, Name: name, Hosts: rec.Hosts, Joined: now.UTC(), LastSeen: now}
+		a = Agent{ID: id, Name: name, Hosts: rec.Hosts, Ports: rec.Ports, Joined: now.UTC(), LastSeen: now}
 	}
 	if err := r.put(ctx, keyAgents+string(id), a.record()); err != nil {
 		return Agent{}, false, fmt.Errorf("store agent: %w", err)
@@ -272,7 +280,7 @@ func (r *Registry) redeem(ctx context.Context, secret string, id protocol.AgentI
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if m := r.agents[id]; m != nil {
-		m.Hosts = a.Hosts
+		m.Hosts, m.Ports = a.Hosts, a.Ports
 	} else {
 		r.agents[id] = newMember(id, a.record())
 	}
