@@ -1,7 +1,8 @@
 // Package tunnel declares what relay and agent need of a tunnel: an
 // authenticated Session that carries many Streams, and the Transport that
 // makes Sessions. tunnelquic and tunneltcp implement it; tunneltest is the
-// conformance suite that both pass; Splice joins a Stream with a connection.
+// conformance suite that both pass; Splice joins a Stream with a connection;
+// package packets carries datagrams on a Stream.
 package tunnel
 
 import (
@@ -82,7 +83,7 @@ type Peer struct {
 type Stats struct {
 	RTT       time.Duration // smoothed; zero when not known
 	Streams   int           // open now, both directions
-	BytesIn   uint64        // payload of streams
+	BytesIn   uint64        // payload of streams, and of their datagrams
 	BytesOut  uint64
 	Unread    int64     // bytes that arrived and were not read here; the budget bounds the memory that they take
 	BlockedAt time.Time // since when a write waits for the path without any progress on this session; zero: none waits. A peer that does not read is no stalled path

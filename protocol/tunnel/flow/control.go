@@ -84,6 +84,7 @@ func (s *Session) runListener() {
 		return
 	}
 	s.setControl(lane)
+	s.receiveDatagrams()
 	go s.acceptLoop()
 	s.controlLoop()
 }

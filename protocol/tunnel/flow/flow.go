@@ -18,6 +18,10 @@
 //	held     the memory of the bytes that arrived and were not read. Over the
 //	         budget, the longest-stalled streams are reset with CodeOverload.
 //
+// Datagrams pass these accounts by: a DatagramLink carries them beside its
+// lanes, whoever is given them has to take them at once, and turns keeps them from
+// taking the whole path.
+//
 // The control stream is the first one that the dialer opens. It carries
 // frames of 17 bytes, integers big endian; unknown types are ignored:
 //
@@ -58,6 +62,21 @@ type Link interface {
 	RTT() time.Duration
 }
 
+// A DatagramLink is a Link that carries datagrams beside its lanes, which have
+// numbers as in QUIC: even ones are the dialer's.
+type DatagramLink interface {
+	Link
+	// SendDatagram sends p in one piece under the number of a lane, and keeps none
+	// of it. It waits while the path takes no more. False: nothing was sent, as p
+	// is too large for now or the peer takes no datagrams.
+	SendDatagram(lane uint64, p []byte) (sent bool, err error)
+	// ReceiveDatagram waits for the next one, which is the caller's then. It fails
+	// when the link has ended. The lane may be any.
+	ReceiveDatagram() (lane uint64, p []byte, err error)
+	// BytesSent counts all bytes that have left, of lanes, too.
+	BytesSent() uint64
+}
+
 // A Lane is one raw stream of a Link. Wait, Recv and Drain are called from
 // one goroutine; Send and End from one at a time; the rest at any moment.
 // Errors that the peer caused are *tunnel.ResetError.
@@ -87,6 +106,14 @@ type Lane interface {
 	// direction is over.
 	CancelSend(code protocol.Code)
 	CancelRecv(code protocol.Code)
+}
+
+// A FlushLane is a Lane whose Send only queues.
+type FlushLane interface {
+	Lane
+	// Flush waits until what Send took has been written, or goes nowhere. It ends
+	// with the link at the latest.
+	Flush()
 }
 
 // Sizes of the flow control.

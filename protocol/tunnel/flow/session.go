@@ -23,6 +23,7 @@ type Session struct {
 	log    *slog.Logger
 	ledger ledger
 	ctl    control
+	post   post
 
 	bytesIn, bytesOut atomic.Uint64
 	sending           progress
@@ -32,6 +33,7 @@ type Session struct {
 	mu       sync.Mutex // guards the fields below
 	err      *tunnel.CloseError
 	streams  map[uint64]*Stream
+	newest   uint64    // the highest number of a stream that the peer opened
 	theirs   int       // places that the peer's streams take
 	queue    []*Stream // opened by the peer, not accepted yet
 	accepted chan struct{}
@@ -47,6 +49,7 @@ func New(ctx context.Context, link Link, cfg Config) (*Session, error) {
 	s := &Session{
 		link: link, cfg: cfg, log: cfg.Logger,
 		ctl:      control{writing: newGate()},
+		post:     post{sending: newGate()},
 		done:     make(chan struct{}),
 		streams:  map[uint64]*Stream{},
 		accepted: make(chan struct{}, 1),
@@ -66,6 +69,7 @@ func New(ctx context.Context, link Link, cfg Config) (*Session, error) {
 	if err := s.hello(ctx); err != nil {
 		return nil, err
 	}
+	s.receiveDatagrams()
 	go s.acceptLoop()
 	go s.controlLoop()
 	return s, nil
@@ -193,6 +197,7 @@ func (s *Session) add(lane Lane, theirs bool) *Stream {
 	}
 	s.streams[st.id] = st
 	if theirs {
+		s.newest = max(s.newest, st.id)
 		s.theirs++
 		s.queue = append(s.queue, st)
 	}

@@ -19,6 +19,7 @@ type Stream struct {
 	id     uint64
 	theirs bool
 	place  place // of theirs; guarded by s.mu
+	taker  taker // of datagrams; guarded by s.post.mu
 
 	reading gate // one Read at a time
 	writing gate // one Write or CloseWrite at a time

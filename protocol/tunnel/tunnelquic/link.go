@@ -16,11 +16,12 @@ import (
 	"github.com/sallyport/sallyport/protocol/tunnel/flow"
 )
 
-// A link is a flow.Link over a QUIC connection.
+// A link is a flow.DatagramLink over a QUIC connection.
 type link struct {
-	conn   *quic.Conn
-	hangUp func() // frees the dialer's socket
-	once   sync.Once
+	conn      *quic.Conn
+	datagrams bool   // the peer takes them
+	hangUp    func() // frees the dialer's socket
+	once      sync.Once
 }
 
 func (l *link) Open(ctx context.Context) (flow.Lane, error) {

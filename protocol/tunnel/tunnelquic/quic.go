@@ -6,6 +6,9 @@
 //	Close         FIN, and STOP_SENDING when the peer has not finished
 //	Session.Close CONNECTION_CLOSE (application) with code and reason
 //
+// Datagrams of a stream (see package packets) are DATAGRAM frames: the number
+// of the stream as a varint, then the payload.
+//
 // Congestion control is quic-go's Reno: on a lossy path the TCP transport with
 // BBR is far faster, and the uplink chooses.
 package tunnelquic
@@ -66,6 +69,7 @@ func (c Config) quic() *quic.Config {
 		InitialConnectionReceiveWindow: connWindow,
 		MaxConnectionReceiveWindow:     connWindow,
 		InitialPacketSize:              1200, // what every path carries; path MTU discovery raises it
+		EnableDatagrams:                true,
 	}
 	if q.MaxIdleTimeout <= 0 {
 		q.MaxIdleTimeout = defaultIdleTimeout
@@ -153,7 +157,8 @@ func newSession(ctx context.Context, conn *quic.Conn, cfg Config, dialer bool, h
 		peer.Cert = certs[0]
 		peer.ID = protocol.AgentIDOf(certs[0])
 	}
-	return flow.New(ctx, &link{conn: conn, hangUp: hangUp}, flow.Config{
+	l := &link{conn: conn, datagrams: conn.ConnectionState().SupportsDatagrams.Remote, hangUp: hangUp}
+	return flow.New(ctx, l, flow.Config{
 		Peer: peer, Local: conn.LocalAddr(), Dialer: dialer, Budget: cfg.Budget, Logger: cfg.Logger,
 		MaxStreams: int(cfg.maxAccept()), // QUIC's own limit does not count streams that ended and nobody accepted
 	})

@@ -16,8 +16,9 @@ const (
 // writes one after the other, with one system call.
 type conn struct {
 	*tls.Conn
-	cork *cork  // below the TLS
-	held []byte // a header that waits for its body; only yamux's send loop writes
+	cork    *cork  // below the TLS
+	closing func() // called first when yamux closes
+	held    []byte // a header that waits for its body; only yamux's send loop writes
 
 	mu  sync.Mutex // guards err
 	err error
@@ -74,6 +75,7 @@ func (c *conn) Read(p []byte) (int, error) {
 
 // Close does not wait for a stuck peer: closing TLS politely would.
 func (c *conn) Close() error {
+	c.closing()
 	c.fail(net.ErrClosed)
 	return c.NetConn().Close()
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/sallyport/sallyport/protocol"
 	"github.com/sallyport/sallyport/protocol/tunnel"
+	"github.com/sallyport/sallyport/protocol/tunnel/flow"
 )
 
 // idleTime is how long a lane is quiet before it gives up yamux's buffer for
@@ -21,7 +22,10 @@ type yamuxStream interface {
 	io.ReadWriteCloser
 	StreamID() uint32
 	Shrink()
+	SetReadDeadline(t time.Time) error
 }
+
+var _ flow.FlushLane = (*lane)(nil)
 
 // A lane is a flow.Lane over a yamux stream.
 type lane struct {
@@ -42,10 +46,12 @@ type lane struct {
 	stopSent bool
 	queue    []record
 	flushing bool
+	flushed  chan struct{} // if somebody waits: closed when nothing is queued any more
 	finished bool
 }
 
 func newLane(l *link, y yamuxStream, control, ours bool) *lane {
+	l.readers.add(y)
 	return &lane{link: l, y: y, control: control, ours: ours, cancelled: make(chan struct{})}
 }
 
@@ -148,6 +154,7 @@ func (l *lane) Drain() {
 		}
 		l.stop(stopped)
 	}
+	l.link.readers.remove(l.y)
 	if l.idle != nil {
 		l.idle.Stop()
 	}
@@ -316,6 +323,10 @@ func (l *lane) flush() {
 		if len(l.queue) == 0 {
 			l.flushing = false
 			l.queue = nil
+			if l.flushed != nil {
+				close(l.flushed)
+				l.flushed = nil
+			}
 			l.finishYamux()
 			l.mu.Unlock()
 			return
@@ -335,6 +346,21 @@ func (l *lane) flush() {
 			l.broken()
 		}
 	}
+}
+
+// Flush implements flow.FlushLane. yamux writes a record before it takes the next.
+func (l *lane) Flush() {
+	l.mu.Lock()
+	if !l.flushing {
+		l.mu.Unlock()
+		return
+	}
+	if l.flushed == nil {
+		l.flushed = make(chan struct{})
+	}
+	flushed := l.flushed
+	l.mu.Unlock()
+	<-flushed
 }
 
 // broken gives up on the stream: yamux failed to write, so that a part of a

@@ -27,6 +27,14 @@ type fakeYamux struct {
 	out     bytes.Buffer
 	shrunk  int
 	closing chan struct{}
+	woken   time.Time // the read deadline
+}
+
+func (y *fakeYamux) SetReadDeadline(t time.Time) error {
+	y.mu.Lock()
+	defer y.mu.Unlock()
+	y.woken = t
+	return nil
 }
 
 func (y *fakeYamux) Read(p []byte) (int, error) { return y.in.Read(p) }

@@ -38,6 +38,7 @@ type link struct {
 	dialer  bool
 	session *yamux.Session
 	cfg     Config
+	readers readers
 
 	slots chan struct{} // data records on their way
 	opens chan struct{} // streams that we opened
@@ -54,6 +55,7 @@ func newLink(tc *tls.Conn, cork *cork, cfg Config, dialer bool) (*link, error) {
 		opens: make(chan struct{}, cfg.MaxStreams),
 		done:  make(chan struct{}),
 	}
+	l.conn.closing = l.readers.close
 	y := &yamux.Config{
 		AcceptBacklog:          backlog,
 		EnableKeepAlive:        false, // keepAlive does it, and learns the round trip
