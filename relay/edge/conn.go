@@ -18,27 +18,66 @@ type Conn struct {
 	net.Conn
 	Hello Hello
 
-	replay  []byte // read before, not yet returned by Read; the reader's alone
-	settle  func() // set by the server before its target sees the connection; nil without one
-	in, out atomic.Int64
-	failure atomic.Pointer[error]
+	remote, local net.Addr      // what a load balancer told; nil: those of Conn
+	first         messageReader // until the connection is routed
+	replay        []byte        // read before, not yet returned by Read; the reader's alone
+	retry         *retry        // the hello was an opened one; nil otherwise
+	settle        func()        // set by the server before its target sees the connection; nil without one
+	in, out       atomic.Int64
+	failure       atomic.Pointer[error]
 }
 
 // ReadHello reads the ClientHello of conn within timeout (of the whole hello,
 // not of each read) and returns the connection with the bytes put back. After
 // an error the caller closes conn: there is no going on without a hello.
 func ReadHello(conn net.Conn, timeout time.Duration) (*Conn, error) {
-	if err := conn.SetReadDeadline(time.Now().Add(timeout)); err != nil {
-		return nil, fmt.Errorf("set hello deadline: %w", err)
+	c := &Conn{Conn: conn}
+	if err := c.meet(timeout, nil); err != nil {
+		return nil, err
 	}
-	hello, raw, err := readHello(conn)
+	return c, nil
+}
+
+// meet reads the hello. What comes before it, if anything does, returns what it
+// has read too much: the beginning of the hello.
+func (c *Conn) meet(timeout time.Duration, before func() (tooMuch []byte, err error)) error {
+	if err := c.Conn.SetReadDeadline(time.Now().Add(timeout)); err != nil {
+		return fmt.Errorf("set hello deadline: %w", err)
+	}
+	if before != nil {
+		var err error
+		if c.first.raw, err = before(); err != nil {
+			return err
+		}
+	}
+	msg, err := c.first.next(c.Conn)
+	if err == nil {
+		c.Hello, err = parseHello(msg[messageHeader:])
+	}
 	if err != nil {
-		return nil, fmt.Errorf("read ClientHello: %w", err)
+		return fmt.Errorf("read ClientHello: %w", err)
 	}
-	if err := conn.SetReadDeadline(time.Time{}); err != nil {
-		return nil, fmt.Errorf("clear hello deadline: %w", err)
+	if err := c.Conn.SetReadDeadline(time.Time{}); err != nil {
+		return fmt.Errorf("clear hello deadline: %w", err)
 	}
-	return &Conn{Conn: conn, Hello: hello, replay: raw}, nil
+	c.replay = c.first.raw
+	return nil
+}
+
+// RemoteAddr is the visitor's address, which a load balancer may have told.
+func (c *Conn) RemoteAddr() net.Addr {
+	if c.remote != nil {
+		return c.remote
+	}
+	return c.Conn.RemoteAddr()
+}
+
+// LocalAddr is the address that the visitor reached.
+func (c *Conn) LocalAddr() net.Addr {
+	if c.local != nil {
+		return c.local
+	}
+	return c.Conn.LocalAddr()
 }
 
 // Read returns the bytes of the hello first.
@@ -51,6 +90,17 @@ func (c *Conn) Read(p []byte) (int, error) {
 		c.in.Add(int64(n))
 		return n, nil
 	}
+	if c.retry != nil && !c.retry.passed && len(p) > 0 {
+		ready, err := c.retry.next(c.Conn)
+		if err != nil {
+			c.Fail(c.retry.failed) // the target only sees that reading failed
+			return 0, err
+		}
+		if len(ready) > 0 {
+			c.replay = ready
+			return c.Read(p)
+		}
+	}
 	n, err := c.Conn.Read(p)
 	c.in.Add(int64(n))
 	return n, err
@@ -58,6 +108,9 @@ func (c *Conn) Read(p []byte) (int, error) {
 
 // Write counts what it sends.
 func (c *Conn) Write(p []byte) (int, error) {
+	if c.retry != nil {
+		c.retry.wrote(p)
+	}
 	n, err := c.Conn.Write(p)
 	c.out.Add(int64(n))
 	return n, err

@@ -33,9 +33,9 @@ type member struct {
 	conn     net.Conn
 	from     netip.Prefix
 	inOrder  *list.Element // in strangers; nil once settled
-	inPerIP  *list.Element
-	departed bool  // out of the crowd: ended or thrown out
-	why      error // it was thrown out
+	inPerIP  *list.Element // nil once settled, and before it is known who it is
+	departed bool          // out of the crowd: ended or thrown out
+	why      error         // it was thrown out
 }
 
 func newCrowd(limits Limits) *crowd {
@@ -48,24 +48,29 @@ func newCrowd(limits Limits) *crowd {
 // admit takes a connection in as a stranger. It may throw another one out;
 // when there is none left to throw out it returns nil and conn is to be closed.
 func (c *crowd) admit(conn net.Conn) *member {
-	m := &member{conn: conn, from: origin(conn.RemoteAddr())}
+	return c.take(&member{conn: conn, from: origin(conn.RemoteAddr())}, true)
+}
+
+// admitUnnamed takes in a connection of a load balancer, whose visitor is not
+// known yet: it counts among all, and among those of an address after name.
+func (c *crowd) admitUnnamed(conn net.Conn) *member { return c.take(&member{conn: conn}, false) }
+
+func (c *crowd) take(m *member, named bool) *member {
 	c.mu.Lock()
 	var out []net.Conn
-	own := c.perIP[m.from]
-	if own != nil && own.Len() >= c.limits.MaxConnsPerIP {
-		out = append(out, c.throwOut(own))
+	if named {
+		out = c.makeRoomAt(m.from)
 	}
 	if len(c.all) >= c.limits.MaxConns && c.strangers.Len() > 0 {
 		out = append(out, c.throwOut(&c.strangers))
 	}
 	full := len(c.all) >= c.limits.MaxConns
 	if !full {
-		if own = c.perIP[m.from]; own == nil { // throwOut drops empty lists
-			own = list.New()
-			c.perIP[m.from] = own
-		}
 		c.all[m] = struct{}{}
-		m.inOrder, m.inPerIP = c.strangers.PushBack(m), own.PushBack(m)
+		m.inOrder = c.strangers.PushBack(m)
+		if named {
+			c.join(m)
+		}
 	}
 	c.mu.Unlock()
 	for _, conn := range out {
@@ -75,6 +80,42 @@ func (c *crowd) admit(conn net.Conn) *member {
 		return nil
 	}
 	return m
+}
+
+// name says whose connection an unnamed member is. It may throw another one of
+// that address out.
+func (c *crowd) name(m *member, from netip.Prefix) {
+	c.mu.Lock()
+	var out []net.Conn
+	if !m.departed {
+		m.from = from
+		out = c.makeRoomAt(from)
+		c.join(m)
+	}
+	c.mu.Unlock()
+	for _, conn := range out {
+		abort(conn)
+	}
+}
+
+// makeRoomAt throws the oldest stranger of an address out when it has enough of
+// them; mu is held.
+func (c *crowd) makeRoomAt(from netip.Prefix) []net.Conn {
+	own := c.perIP[from]
+	if own == nil || own.Len() < c.limits.MaxConnsPerIP {
+		return nil
+	}
+	return []net.Conn{c.throwOut(own)}
+}
+
+// join puts m into the list of its address; mu is held.
+func (c *crowd) join(m *member) {
+	own := c.perIP[m.from]
+	if own == nil { // throwOut drops empty lists
+		own = list.New()
+		c.perIP[m.from] = own
+	}
+	m.inPerIP = own.PushBack(m)
 }
 
 // makeRoom throws the oldest stranger out, if there is one.
@@ -114,10 +155,12 @@ func (c *crowd) remove(m *member) {
 // noStranger takes m, who is one, out of the strangers; mu is held.
 func (c *crowd) noStranger(m *member) {
 	c.strangers.Remove(m.inOrder)
-	own := c.perIP[m.from]
-	own.Remove(m.inPerIP)
-	if own.Len() == 0 {
-		delete(c.perIP, m.from)
+	if m.inPerIP != nil {
+		own := c.perIP[m.from]
+		own.Remove(m.inPerIP)
+		if own.Len() == 0 {
+			delete(c.perIP, m.from)
+		}
 	}
 	m.inOrder, m.inPerIP = nil, nil
 }

@@ -12,4 +12,10 @@
 // host or to the tunnel meets the snapshot's Default: an alert, another server,
 // or a page that says nothing. Every connection is a stranger's, and may have
 // to make room, until its target calls [Conn.Settled].
+//
+// With [ECH] a hello may come encrypted inside another one, whose server name
+// is always the same. It is opened here and routed by the name inside; the
+// target reads what was inside as if it had been sent so, and answers it. The
+// relay can do no more with it than with any other hello. Behind a load
+// balancer, [Server].ProxyFrom says whose word about the visitor's address counts.
 package edge

@@ -30,7 +30,7 @@ func FuzzReadHello(f *testing.F) {
 	f.Add(madeHello())
 	f.Add([]byte("GET / HTTP/1.0\r\n\r\n"))
 	f.Fuzz(func(t *testing.T, sent []byte) {
-		h, raw, err := readHello(bytes.NewReader(sent))
+		h, raw, err := readAll(bytes.NewReader(sent))
 		if len(raw) > maxHello || !bytes.HasPrefix(sent, raw) {
 			t.Fatalf("read %d bytes that are not the first ones sent", len(raw))
 		}

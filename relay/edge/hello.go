@@ -3,7 +3,7 @@ package edge
 import (
 	"errors"
 	"fmt"
-	"io"
+	"slices"
 
 	"golang.org/x/crypto/cryptobyte"
 
@@ -24,6 +24,11 @@ type Hello struct {
 	SNIPresent bool     // the client sent the server_name extension
 	ALPN       []string // as sent, in order
 	Asked      string   // the server name as sent, cut and escaped: for logs only
+	// ECH: the hello came encrypted inside another one, and all of the above is
+	// what was inside.
+	ECH bool
+
+	hasECH bool // it carries the extension encrypted_client_hello, whatever is in it
 }
 
 // Errors of hellos that crypto/tls might accept and that are refused here all
@@ -42,6 +47,11 @@ var (
 	errMalformed = errors.New("the ClientHello is malformed")
 )
 
+// isHelloError tells what a visitor sent from how its connection failed.
+func isHelloError(err error) bool {
+	return slices.Contains([]error{errTooLong, errStray, errVersion, errManyALPN, errNotTLS, errNotHello, errRecord, errMalformed}, err)
+}
+
 const (
 	recordHeader    = 5
 	recordAlert     = 21
@@ -51,89 +61,8 @@ const (
 	typeClientHello = 1
 	extServerName   = 0
 	extALPN         = 16
+	extECH          = 0xfe0d // RFC 9849
 )
-
-// readHello reads from r until the ClientHello is complete, over as many
-// segments and records as it takes, and returns every byte read: the hello and
-// what came with it. Memory grows with what arrived, never with what a length
-// field claims.
-func readHello(r io.Reader) (Hello, []byte, error) {
-	raw := make([]byte, 0, 2048)
-	var msg []byte // the handshake message, without record headers
-	for record := 0; ; {
-		var err error
-		if raw, err = fill(r, raw, record+recordHeader); err != nil {
-			return Hello{}, raw, err
-		}
-		size, err := recordSize(raw[record:], record == 0)
-		if err != nil {
-			return Hello{}, raw, err
-		}
-		body := record + recordHeader
-		record = body + size
-		if raw, err = fill(r, raw, record); err != nil {
-			return Hello{}, raw, err
-		}
-		msg = append(msg, raw[body:record]...)
-		if len(msg) < messageHeader {
-			continue
-		}
-		if msg[0] != typeClientHello {
-			return Hello{}, raw, errNotHello
-		}
-		end := messageHeader + int(msg[1])<<16 + int(msg[2])<<8 + int(msg[3])
-		if end > maxHello {
-			return Hello{}, raw, errTooLong
-		}
-		if len(msg) >= end {
-			h, err := parseHello(msg[messageHeader:end])
-			return h, raw, err
-		}
-	}
-}
-
-// fill reads until raw holds at least want bytes. A connection that ends
-// before its first byte is io.EOF, later io.ErrUnexpectedEOF.
-func fill(r io.Reader, raw []byte, want int) ([]byte, error) {
-	if want > maxHello {
-		return raw, errTooLong
-	}
-	for len(raw) < want {
-		if len(raw) == cap(raw) {
-			grown := make([]byte, len(raw), min(2*cap(raw), maxHello))
-			copy(grown, raw)
-			raw = grown
-		}
-		n, err := r.Read(raw[len(raw):cap(raw)])
-		raw = raw[:len(raw)+n]
-		if err != nil && len(raw) < want {
-			if err == io.EOF && len(raw) > 0 {
-				err = io.ErrUnexpectedEOF
-			}
-			return raw, err
-		}
-	}
-	return raw, nil
-}
-
-// recordSize checks a record header and returns the length of what follows.
-func recordSize(header []byte, first bool) (int, error) {
-	size := int(header[3])<<8 | int(header[4])
-	switch {
-	case header[0] == recordHandshake:
-	case first && header[0] != recordAlert:
-		return 0, errNotTLS
-	default:
-		return 0, errStray
-	}
-	if header[1] != 3 {
-		return 0, errVersion
-	}
-	if size == 0 || size > maxRecord {
-		return 0, errRecord
-	}
-	return size, nil
-}
 
 // parseHello reads the body of a ClientHello (RFC 8446 §4.1.2). An extension
 // that stands there twice fails: two readers could take different ones.
@@ -166,6 +95,8 @@ func parseHello(body cryptobyte.String) (Hello, error) {
 			err = h.parseServerName(data)
 		case extALPN:
 			err = h.parseALPN(data)
+		case extECH:
+			h.hasECH = true
 		}
 		if err != nil {
 			return h, err

@@ -31,7 +31,7 @@ func TestReadHelloOfRealClient(t *testing.T) {
 		"end together with a read": iotest.DataErrReader(bytes.NewReader(hello)),
 	}
 	for name, r := range tests {
-		h, raw, err := readHello(r)
+		h, raw, err := readAll(r)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
@@ -61,7 +61,7 @@ func TestHelloNames(t *testing.T) {
 		{long, ""},
 	}
 	for _, tt := range tests {
-		h, _, err := readHello(bytes.NewReader(madeHello(sniExt(tt.sent))))
+		h, _, err := readAll(bytes.NewReader(madeHello(sniExt(tt.sent))))
 		if err != nil {
 			t.Errorf("%q: %v", tt.sent, err)
 			continue
@@ -80,7 +80,7 @@ func TestHelloNames(t *testing.T) {
 		"IP as crypto/tls":  helloFor(t, "192.0.2.1"),
 		"before extensions": inRecords(append([]byte{1, 0, 0, 41}, append(make([]byte, 35), 0, 2, 0x13, 1, 1, 0)...), 100),
 	} {
-		h, _, err := readHello(bytes.NewReader(hello))
+		h, _, err := readAll(bytes.NewReader(hello))
 		if err != nil || h.ServerName != "" {
 			t.Errorf("%s: got %+v, %v", name, h, err)
 		}
@@ -123,7 +123,7 @@ func TestReadHelloRefuses(t *testing.T) {
 		{"cut short inside", inRecords([]byte{1, 0, 0, 10, 3, 3, 0, 0, 0, 0, 0, 0, 0, 0}, 100), errMalformed},
 	}
 	for _, tt := range tests {
-		h, _, err := readHello(bytes.NewReader(tt.sent))
+		h, _, err := readAll(bytes.NewReader(tt.sent))
 		if !errors.Is(err, tt.want) {
 			t.Errorf("%s: got %+v, %v; want error %v", tt.name, h, err, tt.want)
 		}
@@ -143,13 +143,13 @@ func TestReadHelloIsBounded(t *testing.T) {
 	for name, r := range endless {
 		var raw []byte
 		var err error
-		within(t, 10*time.Second, func() { _, raw, err = readHello(r()) })
+		within(t, 10*time.Second, func() { _, raw, err = readAll(r()) })
 		if !errors.Is(err, errTooLong) || cap(raw) > maxHello {
 			t.Errorf("%s: error %v after %d bytes", name, err, cap(raw))
 		}
 	}
 	// The memory follows what came, not what was claimed.
-	_, raw, err := readHello(bytes.NewReader([]byte{recordHandshake, 3, 1, 0x40, 0}))
+	_, raw, err := readAll(bytes.NewReader([]byte{recordHandshake, 3, 1, 0x40, 0}))
 	if err == nil || cap(raw) > 2048 {
 		t.Errorf("five bytes cost %d bytes of memory (%v)", cap(raw), err)
 	}

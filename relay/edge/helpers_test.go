@@ -43,6 +43,17 @@ func realHello(t testing.TB, config *tls.Config) []byte {
 	return append(header, body...)
 }
 
+// readAll reads a hello and every byte that came with it.
+func readAll(r io.Reader) (Hello, []byte, error) {
+	var m messageReader
+	msg, err := m.next(r)
+	if err != nil {
+		return Hello{}, m.raw, err
+	}
+	h, err := parseHello(msg[messageHeader:])
+	return h, m.raw, err
+}
+
 func helloFor(t testing.TB, name string, alpn ...string) []byte {
 	t.Helper()
 	return realHello(t, &tls.Config{ServerName: name, InsecureSkipVerify: true, NextProtos: alpn})

@@ -3,22 +3,30 @@ package edge
 import (
 	"context"
 	"log/slog"
-	"net"
 	"strconv"
 	"time"
 )
 
+// kindHello is the kind of connections that met no target.
+const kindHello = "hello"
+
 // logEnd writes the one line of a connection. All text that a visitor can
 // choose goes through printable.
-func logEnd(logger *slog.Logger, conn net.Conn, c *Conn, kind string, start time.Time, err error) {
-	attrs := []slog.Attr{slog.String("remote", conn.RemoteAddr().String())}
-	if c != nil {
+func logEnd(logger *slog.Logger, c *Conn, kind string, start time.Time, err error) {
+	attrs := []slog.Attr{slog.String("remote", c.RemoteAddr().String())}
+	if c.remote != nil {
+		attrs = append(attrs, slog.String("proxy", c.Conn.RemoteAddr().String()))
+	}
+	if kind != kindHello {
 		sni := c.Hello.ServerName
 		if sni == "" {
 			sni = c.Hello.Asked
 		}
 		in, out := c.Bytes()
 		attrs = append(attrs, slog.String("sni", sni), slog.Int64("in", in), slog.Int64("out", out))
+		if c.Hello.ECH {
+			attrs = append(attrs, slog.Bool("ech", true))
+		}
 	}
 	attrs = append(attrs, slog.String("target", kind), slog.Duration("took", time.Since(start)))
 	if err != nil {

@@ -21,6 +21,10 @@ type Passthrough struct {
 	// Open opens the stream to the home, the Open header already answered.
 	// It bounds its own time.
 	Open func(ctx context.Context, c *Conn) (tunnel.Stream, error)
+	// Proven, if set, is asked once a second whether the home has let the visitor
+	// in, by the bytes that went both ways; until it has, the connection is a
+	// stranger's. Nil: who gets a stream is no stranger.
+	Proven func(in, out int64) bool
 	// Idle ends a connection on which nothing moved for so long. 0: never.
 	Idle time.Duration
 }
@@ -33,8 +37,34 @@ func (p Passthrough) HandleConn(ctx context.Context, c *Conn) {
 		refuse(c, alertInternalError)
 		return
 	}
-	c.Settled()
+	if p.Proven == nil {
+		c.Settled()
+	} else {
+		defer p.watch(c)()
+	}
 	c.Fail(tunnel.Splice(ctx, c, stream, tunnel.SpliceOptions{Idle: p.Idle}).Err)
+}
+
+// watch settles the connection when it is proven; stop ends the watching.
+func (p Passthrough) watch(c *Conn) (stop func()) {
+	over, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		tick := time.NewTicker(time.Second)
+		defer tick.Stop()
+		for {
+			select {
+			case <-over:
+				return
+			case <-tick.C:
+				if p.Proven(c.Bytes()) {
+					c.Settled()
+					return
+				}
+			}
+		}
+	}()
+	return func() { close(over); <-ended }
 }
 
 // Kind is "passthrough".

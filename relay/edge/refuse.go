@@ -35,7 +35,7 @@ func (Refuse) Kind() string { return "refuse" }
 func refuse(c *Conn, alert byte) {
 	defer c.Close()
 	_ = c.SetDeadline(time.Now().Add(lingerTime))
-	if _, err := c.Write([]byte{recordAlert, 3, 3, 0, 2, 2, alert}); err != nil {
+	if _, err := c.Write(alertRecord(alert)); err != nil {
 		c.Fail(err)
 		return
 	}
@@ -44,3 +44,6 @@ func refuse(c *Conn, alert byte) {
 	}
 	_, _ = io.CopyN(io.Discard, c, lingerBytes)
 }
+
+// alertRecord is a fatal alert as it stands before any encryption.
+func alertRecord(alert uint8) []byte { return []byte{recordAlert, 3, 3, 0, 2, 2, alert} }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -54,6 +55,14 @@ type Server struct {
 	Router *Router
 	Logger *slog.Logger // nil: no logs
 	Limits Limits       // per listener
+	// ECH opens encrypted hellos. Nil: nobody's are, and the extension means
+	// nothing, as GREASE does.
+	ECH ECH
+	// ProxyFrom are the addresses of load balancers in front: connections from
+	// there must begin with a header of the PROXY protocol, version 1 or 2,
+	// and the address in it is the visitor's. From everywhere else no such
+	// header is read. Empty: from nowhere.
+	ProxyFrom []netip.Prefix
 }
 
 // Serve accepts until ctx ends or l is closed, and returns nil after every
@@ -70,6 +79,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	limits := s.Limits.withDefaults()
 	serving := &serving{
 		router: s.Router, logger: logger, limits: limits, crowd: newCrowd(limits),
+		ech: s.ECH, proxies: maskedPrefixes(s.ProxyFrom),
 	}
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
 	defer stop()
@@ -85,6 +95,9 @@ type serving struct {
 	limits Limits
 	crowd  *crowd
 	conns  sync.WaitGroup
+
+	ech     ECH
+	proxies []netip.Prefix
 }
 
 // accept hands every connection to a goroutine of its own until the listener
@@ -108,13 +121,17 @@ func (s *serving) accept(ctx context.Context, l net.Listener) {
 			continue
 		}
 		delay = 0
-		m := s.crowd.admit(conn)
+		admit, proxied := s.crowd.admit, s.isProxy(conn.RemoteAddr())
+		if proxied {
+			admit = s.crowd.admitUnnamed
+		}
+		m := admit(conn)
 		if m == nil {
 			s.logger.Warn("connection refused: too many are open", "remote", conn.RemoteAddr(), "limit", s.limits.MaxConns)
 			abort(conn)
 			continue
 		}
-		s.conns.Go(func() { s.handle(ctx, m) })
+		s.conns.Go(func() { s.handle(ctx, m, proxied) })
 	}
 }
 
@@ -141,26 +158,21 @@ func (s *serving) end(ctx context.Context) {
 }
 
 // handle takes one connection from its first byte to its log line.
-func (s *serving) handle(ctx context.Context, m *member) {
+func (s *serving) handle(ctx context.Context, m *member, proxied bool) {
 	start := time.Now()
-	kind := "hello"
-	c, err := ReadHello(m.conn, s.limits.HelloTimeout)
-	if err == nil {
-		c.settle = func() { s.crowd.settle(m) }
-		target := s.router.Match(c.Hello)
-		kind = kindOf(target)
-		s.run(ctx, target, c)
-		err = c.failed()
-	}
+	c := &Conn{Conn: m.conn, settle: func() { s.crowd.settle(m) }}
+	kind := s.serveConn(ctx, c, m, proxied)
 	_ = m.conn.Close()
+	err := c.failed()
 	if why := s.crowd.leave(m); why != nil {
 		err = why // what the target met was only its echo
 	}
-	logEnd(s.logger, m.conn, c, kind, start, err)
+	logEnd(s.logger, c, kind, start, err)
 }
 
-// run calls the target. A panic ends this connection and no other.
-func (s *serving) run(ctx context.Context, t Target, c *Conn) {
+// serveConn reads what comes before TLS and calls the target. A panic ends this
+// connection and no other.
+func (s *serving) serveConn(ctx context.Context, c *Conn, m *member, proxied bool) (kind string) {
 	defer func() {
 		if v := recover(); v != nil {
 			c.Fail(fmt.Errorf("panic: %v", v))
@@ -168,5 +180,17 @@ func (s *serving) run(ctx context.Context, t Target, c *Conn) {
 			abort(c.Conn)
 		}
 	}()
-	t.HandleConn(ctx, c)
+	kind = kindHello
+	var before func() ([]byte, error)
+	if proxied {
+		before = func() ([]byte, error) { return s.readProxy(c, m) }
+	}
+	if err := c.meet(s.limits.HelloTimeout, before); err != nil {
+		c.Fail(err)
+		return kind
+	}
+	target := s.route(c)
+	kind = kindOf(target)
+	target.HandleConn(ctx, c)
+	return kind
 }

@@ -28,6 +28,7 @@ type named struct {
 
 func (n named) Kind() string       { return n.kind }
 func (n named) ForwardsACME() bool { return forwardsACME(n.Target) }
+func (n named) ConfirmsECH() bool  { return confirmsECH(n.Target) }
 
 // kindOf asks a target for its kind in the log.
 func kindOf(t Target) string {
