@@ -16,8 +16,8 @@
 // all that ever had the name only one device is live, be it with several
 // certificates that renewed each other. "device-keys/ID" remembers every key
 // that was ever certified; "device-seen/ID" says when a device came last;
-// "device-crl" is the number of the last revocation list; "device-clock" is what
-// the owner said about the clock.
+// "device-crl" is the number of the last revocation list or list for homes;
+// "device-clock" is what the owner said about the clock.
 //
 // Time is the clock's, but never earlier than the newest moment that the
 // records know of (see ClockWarning): a clock that was set back lets nothing
@@ -106,6 +106,9 @@ type Devices struct {
 	seenTurn sync.Mutex                     // "device-seen" is written by one at a time; held across the store
 	crlTurn  sync.Mutex                     // one revocation list is made at a time; may be held across the store
 	crl      atomic.Pointer[revocationList] // the last one made here; replaced under crlTurn
+
+	signedTurn sync.Mutex             // one list for homes is made at a time; may be held across the store
+	signed     map[string]*signedList // the last ones made here, by scope; guarded by signedTurn
 }
 
 // New reads all records. One that cannot be read is an error: to go on without

@@ -2,6 +2,7 @@ package web
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
@@ -70,7 +71,7 @@ type link struct{ URL, Label string }
 
 func (p *Pages) page() page {
 	return page{
-		Domain: p.cfg.Domain, Assets: p.assets.base(), Modules: p.assets.modules(), EnrollURL: p.url("enroll"), CheckURL: p.url("check"),
+		Domain: cmp.Or(p.cfg.Shown, p.cfg.Domain), Assets: p.assets.base(), Modules: p.assets.modules(), EnrollURL: p.url("enroll"), CheckURL: p.url("check"),
 		Open: p.cfg.Open, Profile: p.cfg.Profile != nil, Roots: len(p.cfg.Roots()) > 0,
 	}
 }

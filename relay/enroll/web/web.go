@@ -77,6 +77,8 @@ type Desk interface {
 type Config struct {
 	// Domain is the relay's: pages link to enroll.Domain and check.Domain.
 	Domain string
+	// Shown is what pages call this place. Empty: Domain.
+	Shown string
 	// Port is the suffix of public URLs: ":8443", or "" for 443.
 	Port string
 	// Desk takes the requests.
