@@ -23,6 +23,7 @@ func (r *Relay) api() admin.API {
 		RevokeDevice: r.revokeDevice,
 		Agents:       r.listAgents,
 		RevokeAgent:  r.revokeAgent,
+		Grant:        r.grant,
 		Hosts:        r.listHosts,
 		ReleaseHost:  r.releaseHost,
 		Reload:       r.reloadNow,
@@ -76,6 +77,7 @@ func (r *Relay) status(ctx context.Context) (admin.Status, error) {
 		}
 	}
 	st.MQTT = r.bridges.status()
+	st.DNS, st.ECH, st.Ports = r.dnsStatus(), r.echStatus(), r.portStatus()
 	st.Agents, _ = r.listAgents(ctx)
 	st.Hosts, _ = r.listHosts(ctx)
 	for _, a := range st.Agents {
@@ -102,7 +104,7 @@ func (r *Relay) status(ctx context.Context) (admin.Status, error) {
 
 func (r *Relay) newToken(ctx context.Context, q admin.TokenRequest) (admin.Token, error) {
 	t, err := r.Token(ctx, registry.TokenRequest{
-		Hosts: q.Hosts, TTL: time.Duration(q.TTL) * time.Second, Foreign: q.Foreign,
+		Hosts: q.Hosts, Ports: q.Ports, TTL: time.Duration(q.TTL) * time.Second, Foreign: q.Foreign,
 	})
 	if err != nil {
 		return admin.Token{}, err
@@ -132,7 +134,7 @@ func (r *Relay) listAgents(context.Context) ([]admin.Agent, error) {
 func (r *Relay) agentView(a registry.AgentStatus) admin.Agent {
 	online, since := r.registry.Presence(a.ID)
 	v := admin.Agent{
-		ID: string(a.ID), Name: a.Name, Online: online, Since: since, Allowed: a.Hosts, Hosts: a.Claims,
+		ID: string(a.ID), Name: a.Name, Online: online, Since: since, Allowed: a.Hosts, Ports: a.Ports, Hosts: a.Claims,
 		Streams: a.Streams, Opened: a.Opened, BytesIn: a.BytesIn, BytesOut: a.BytesOut,
 		Joined: a.Joined, Conflict: a.Conflict, Revoked: a.Revoked, RevokedAt: a.RevokedAt,
 	}
@@ -170,7 +172,7 @@ func (r *Relay) listHosts(context.Context) ([]admin.Host, error) {
 		v := admin.Host{Host: h.Host, Agent: h.Name, Online: h.Online, Since: h.Since, Services: []admin.HostService{}}
 		for i, s := range h.Services {
 			v.Services = append(v.Services, admin.HostService{
-				Name: s.Name, Path: s.Path, URL: h.URLs[i], Proto: s.Proto, Auth: s.Auth, TLS: s.TLS,
+				Name: s.Name, Path: s.Path, URL: h.URLs[i], Proto: s.Proto, Auth: s.Auth, TLS: s.TLS, Reader: admin.ReaderOf(s.TLS),
 			})
 		}
 		list = append(list, v)

@@ -8,12 +8,12 @@ import (
 	"net/mail"
 	"net/netip"
 	"net/url"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/sallyport/sallyport/protocol/names"
+	"github.com/sallyport/sallyport/relay/authdns"
 	"github.com/sallyport/sallyport/relay/certs"
 	"github.com/sallyport/sallyport/relay/store"
 )
@@ -53,13 +53,22 @@ type Config struct {
 	AdminListen   string // loopback address of the dashboard in plain HTTP; default none
 	OpenEnrolment bool   // requests without a code may wait for the owner's approval
 	MQTT          MQTT   // the hub at mqtt.DOMAIN and the command page at home.DOMAIN
+	DNS           DNS    // the authoritative DNS of Domain; default none
+	// ProxyFrom are the addresses of load balancers in front. Their connections to
+	// the public TCP port must begin with a PROXY protocol header, and nobody
+	// else's may. Empty: there is none.
+	ProxyFrom []netip.Prefix
 
 	Logger *slog.Logger // default: none
 
 	// Seams for tests; nil means the real thing.
-	ListenTCP func(addr string) (net.Listener, error)
-	ListenUDP func(addr string) (net.PacketConn, error)
-	Now       func() time.Time
+	LocalAddrs func() []netip.Addr // addresses of this machine's interfaces
+	ListenTCP  func(addr string) (net.Listener, error)
+	ListenUDP  func(addr string) (net.PacketConn, error)
+	// ListenPortTCP and ListenPortUDP make the public ports of services.
+	ListenPortTCP func(port uint16) (net.Listener, error)
+	ListenPortUDP func(port uint16) (net.PacketConn, error)
+	Now           func() time.Time
 	// ListenAdmin makes the owner's socket, ListenDashboard that of the
 	// owner's pages.
 	ListenAdmin     func() (net.Listener, error)
@@ -72,6 +81,17 @@ type ACME struct {
 	CA       string // directory URL; default Let's Encrypt's
 	RootFile string // PEM, the root that the ACME server's own certificate is verified with; default the system's
 	Email    string // for the account: expiry mails, if the CA sends any
+}
+
+// DNS says what the relay answers as the authoritative server of its domain.
+// The zero value: it does not.
+type DNS struct {
+	Listen    string           // UDP and TCP address, such as ":53"; empty: off
+	Addresses []netip.Addr     // the relay's public addresses; default the public ones of this machine's interfaces
+	NS        []string         // names of this server, as set at the registrar; default ns1.DOMAIN
+	Records   []authdns.Record // more records of the zone
+	Issuers   []string         // CAA: who may issue for the relay's hosts; default by the ACME server. "-" alone: no CAA
+	ECHOff    bool             // no Encrypted ClientHello
 }
 
 // MQTT says who may use the hub, and where. The zero value: every device, on
@@ -138,6 +158,7 @@ func (c Config) Check() []Problem {
 	}
 	c.checkACME(bad)
 	c.checkMQTT(bad)
+	c.checkDNS(bad)
 	if c.AdminListen != "" {
 		if err := checkLoopback(c.AdminListen); err != nil {
 			bad("admin_listen", "%v", err)
@@ -176,6 +197,38 @@ func (c Config) checkACME(bad func(key, format string, args ...any)) {
 	if c.ACME.Email != "" {
 		if a, err := mail.ParseAddress(c.ACME.Email); err != nil || a.Address != c.ACME.Email {
 			bad("acme.email", "%q is not a mail address", c.ACME.Email)
+		}
+	}
+}
+
+func (c Config) checkDNS(bad func(key, format string, args ...any)) {
+	d := c.DNS
+	if d.Listen == "" {
+		if len(d.Addresses)+len(d.NS)+len(d.Records)+len(d.Issuers) > 0 {
+			bad("dns", "dns settings without dns.listen would not be used; write listen: \":53\"")
+		}
+		return
+	}
+	if err := checkAddr(d.Listen); err != nil {
+		bad("dns.listen", "%v", err)
+	}
+	for i, a := range d.Addresses {
+		if !a.IsValid() || a.IsUnspecified() || a.Is4In6() || a.Zone() != "" {
+			bad(fmt.Sprintf("dns.addresses[%d]", i), "%v is not an address that visitors can reach", a)
+		}
+	}
+	for i, n := range d.NS {
+		if _, err := names.Canonical(n); err != nil {
+			bad(fmt.Sprintf("dns.ns[%d]", i), "%v", err)
+		}
+	}
+	domain, err := names.Canonical(c.Domain)
+	if err != nil {
+		return // said already
+	}
+	for i, r := range d.Records {
+		if err := authdns.CheckRecord(r, domain); err != nil {
+			bad(fmt.Sprintf("dns.records[%d]", i), "%v", err)
 		}
 	}
 }
@@ -224,19 +277,12 @@ func checkAddr(a string) error {
 func (c Config) listen() string { return orDefault(c.Listen, ":443") }
 func (c Config) http() string   { return orDefault(c.HTTP, ":80") }
 func (c Config) certs() string {
-	if c.Certs == "" && publicDomain(c.Domain) {
+	if c.Certs == "" && names.IsPublic(c.Domain) {
 		return CertsACME
 	}
 	return orDefault(c.Certs, CertsInternal)
 }
 func (c Config) decoy() string { return orDefault(c.Decoy, DecoyOff) }
-
-// privateDomains are names that no public CA certifies: RFC 2606, 6761, 6762,
-// 8375 and ICANN's .internal.
-var privateDomains = []string{
-	"localhost", "test", "example", "invalid", "local", "internal", "lan", "home.arpa", "onion",
-	"example.com", "example.net", "example.org",
-}
 
 // probeHTTPS is the port on which the public reaches this relay, as far as the
 // configuration tells.
@@ -263,15 +309,6 @@ func portOf(addr string) int {
 	_, port, _ := net.SplitHostPort(addr)
 	n, _ := strconv.Atoi(port) // checked in Check; 0 stands for the default
 	return n
-}
-
-// publicDomain reports whether an ACME server could know the domain.
-func publicDomain(domain string) bool {
-	d, err := names.Canonical(domain)
-	if err != nil || !strings.Contains(d, ".") {
-		return false
-	}
-	return !slices.ContainsFunc(privateDomains, func(p string) bool { return d == p || names.Below(d, p) })
 }
 
 func (c Config) now() func() time.Time {

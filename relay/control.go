@@ -194,6 +194,22 @@ func (r *Relay) answer(ctx context.Context, c *control, m protocol.Message, log 
 		}
 		log.Info("agent certificate renewed", "not_after", cert.NotAfter)
 		return protocol.Renewed{Cert: cert.Raw}, nil
+	case protocol.Names:
+		if r.zone == nil {
+			break
+		}
+		if err := c.pace(ctx); err != nil {
+			return nil, err
+		}
+		return r.zone.take(ctx, c.session, m), nil
+	case protocol.SetTXT:
+		if r.zone == nil {
+			break
+		}
+		if err := c.pace(ctx); err != nil {
+			return nil, err
+		}
+		return r.zone.setTXT(id, m), nil
 	case protocol.GoAway:
 		log.Info("agent goes away", "reason", clip(m.Reason, 128))
 		r.registry.Retire(c.session)

@@ -82,6 +82,7 @@ func (r *Relay) join(ctx context.Context, req protocol.Join, log *slog.Logger) p
 	}
 	return protocol.Joined{
 		Cert: cert.Raw, CA: r.state.agentCA.Cert().Raw, Name: agent.Name, Domain: r.conf.Domain,
+		DeviceCA: r.state.deviceCA.Cert().Raw,
 	}
 }
 

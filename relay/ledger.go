@@ -15,13 +15,17 @@ type ledger struct{ kv store.KV }
 
 // Put writes a key, whatever was there.
 func (l ledger) Put(ctx context.Context, key string, value []byte) error {
+	return putKey(ctx, l.kv, ledgerPrefix+key, value)
+}
+
+func putKey(ctx context.Context, kv store.KV, key string, value []byte) error {
 	for {
-		e, err := l.kv.Get(ctx, ledgerPrefix+key)
+		e, err := kv.Get(ctx, key)
 		switch {
 		case errors.Is(err, store.ErrNotFound):
-			_, err = l.kv.Create(ctx, ledgerPrefix+key, value)
+			_, err = kv.Create(ctx, key, value)
 		case err == nil:
-			_, err = l.kv.Update(ctx, ledgerPrefix+key, value, e.Revision)
+			_, err = kv.Update(ctx, key, value, e.Revision)
 		}
 		if !errors.Is(err, store.ErrConflict) && !errors.Is(err, store.ErrExists) {
 			return err

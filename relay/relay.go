@@ -23,12 +23,14 @@ package relay
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -40,8 +42,10 @@ import (
 	"github.com/sallyport/sallyport/protocol/tunnel/tunnelquic"
 	"github.com/sallyport/sallyport/relay/admin"
 	"github.com/sallyport/sallyport/relay/devices"
+	"github.com/sallyport/sallyport/relay/ech"
 	"github.com/sallyport/sallyport/relay/edge"
 	"github.com/sallyport/sallyport/relay/enroll"
+	"github.com/sallyport/sallyport/relay/ports"
 	"github.com/sallyport/sallyport/relay/registry"
 )
 
@@ -63,13 +67,20 @@ type Relay struct {
 	reminder   *reminder
 	clock      clockWatch
 	registry   *registry.Registry
-	bridges    *bridges // MQTT and commands
+	// devicesChanged wakes those who hand out the list of devices.
+	devicesChanged signal
+	bridges        *bridges // MQTT and commands
 	// bridgeFault is why there are none, though they are wanted.
 	bridgeFault error
 	ready       atomic.Bool // Listen has built the first routes
 	door        *door.Door
 	router      *edge.Router
 	mqttRouter  *edge.Router // of the hub's own port: knows its host and nothing else
+	zone        *zone        // DNS; nil: off
+	ech         *ech.Keys    // nil: off
+	publicPage  edge.Target  // of ECH's public name
+	ports       *ports.Ports // public ports of services
+	served      atomic.Pointer[served]
 	sites       atomic.Pointer[names.Table[*door.Site]]
 	public      *publicCerts
 	decoy       atomic.Pointer[decoy]
@@ -91,7 +102,8 @@ type Relay struct {
 	mu       sync.Mutex               // guards the fields below
 	proxies  map[proxyKey]*door.Proxy // kept over rebuilds, so that idle backend connections are
 	controls map[*control]struct{}
-	unsaid   map[protocol.AgentID]int // sessions that have not said hello
+	unsaid   map[protocol.AgentID]int    // sessions that have not said hello
+	haveList map[protocol.AgentID]uint64 // which list of devices a home has
 }
 
 // New reads or makes what the relay keeps in its data directory. It opens no
@@ -104,7 +116,7 @@ func New(conf Config) (*Relay, error) {
 	r := &Relay{
 		conf: conf, log: conf.logger(), now: conf.now(),
 		router: edge.NewRouter(), mqttRouter: edge.NewRouter(),
-		proxies: map[proxyKey]*door.Proxy{}, controls: map[*control]struct{}{}, unsaid: map[protocol.AgentID]int{},
+		proxies: map[proxyKey]*door.Proxy{}, controls: map[*control]struct{}{}, unsaid: map[protocol.AgentID]int{}, haveList: map[protocol.AgentID]uint64{},
 		joinLimit: newLimiter(joinBurst, joinEvery), denials: newDenials(),
 	}
 	r.started, r.clock.now = r.now(), r.now
@@ -131,7 +143,7 @@ func (r *Relay) open() error {
 	}
 	r.devices, err = devices.New(context.Background(), devices.Config{
 		Store: r.conf.Store, CA: r.state.deviceCA, Domain: r.conf.Domain, Now: r.now, Logger: r.log,
-		OnRevoke: r.deviceRevoked, OnChange: r.routesChanged,
+		OnRevoke: r.deviceRevoked, OnChange: func() { r.devicesChanged.ring(); r.routesChanged() },
 	})
 	if err != nil {
 		return err
@@ -172,6 +184,9 @@ func (r *Relay) Listen() error {
 		r.log.Error("MQTT and commands do not run", "err", r.bridgeFault)
 		r.event("mqtt.failed", slog.String("error", r.bridgeFault.Error()))
 	}
+	if err := r.openNames(); err != nil {
+		return errors.Join(err, r.Close())
+	}
 	d, err := r.makeDecoy(r.conf.decoy())
 	if err != nil {
 		return errors.Join(err, r.Close())
@@ -201,15 +216,71 @@ func (r *Relay) openOwnHosts() error {
 	return nil
 }
 
+// openNames makes the DNS server with the keys for encrypted hellos, and what
+// serves public ports.
+func (r *Relay) openNames() error {
+	// A relay that listens on one address has its other ports there, too.
+	listenTCP, listenUDP := r.conf.ListenPortTCP, r.conf.ListenPortUDP
+	if host, _, err := net.SplitHostPort(r.conf.listen()); err == nil && host != "" {
+		at := func(port uint16) string { return net.JoinHostPort(host, strconv.Itoa(int(port))) }
+		if listenTCP == nil {
+			listenTCP = func(port uint16) (net.Listener, error) { return net.Listen("tcp", at(port)) }
+		}
+		if listenUDP == nil {
+			listenUDP = func(port uint16) (net.PacketConn, error) { return net.ListenPacket("udp", at(port)) }
+		}
+	}
+	var err error
+	r.ports, err = ports.New(ports.Config{
+		ListenTCP: listenTCP, ListenUDP: listenUDP,
+		Open: r.registry.OpenStream, Logger: r.log, Audit: r.auditPort,
+		// A home has streams for 200 of each kind by default (agent.Config.MaxStreams):
+		// the oldest strangers must make room here, not there.
+		Limits: ports.Limits{PerPort: 190},
+	})
+	if err != nil {
+		return err
+	}
+	if r.zone, err = r.openZone(); err != nil || r.zone == nil {
+		return err
+	}
+	if err := r.zone.bind(r.listenTCP(), r.listenUDP()); err != nil || r.conf.DNS.ECHOff {
+		return err
+	}
+	r.ech, err = ech.NewKeys(ech.Config{
+		Dir: filepath.Join(r.conf.DataDir, "ech"), PublicName: r.echName(), Now: r.now, Logger: r.log,
+		Changed: func() { r.zone.server.Changed() },
+	})
+	if err != nil {
+		return fmt.Errorf("keys for encrypted hellos: %w", err)
+	}
+	r.publicPage = edge.NewPublicPage(func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+		return r.public.GetCertificate(r.echName())
+	}, r.ech.RetryKeys)
+	return nil
+}
+
+// echName is the server name that networks see of visitors with encrypted
+// hellos.
+func (r *Relay) echName() string { return r.ownHost("www") }
+
+func (r *Relay) listenTCP() func(addr string) (net.Listener, error) {
+	if r.conf.ListenTCP != nil {
+		return r.conf.ListenTCP
+	}
+	return func(addr string) (net.Listener, error) { return net.Listen("tcp", addr) }
+}
+
+func (r *Relay) listenUDP() func(addr string) (net.PacketConn, error) {
+	if r.conf.ListenUDP != nil {
+		return r.conf.ListenUDP
+	}
+	return func(addr string) (net.PacketConn, error) { return net.ListenPacket("udp", addr) }
+}
+
 // bind opens the sockets. With port 0 in Listen, UDP takes the port that TCP got.
 func (r *Relay) bind() error {
-	listenTCP, listenUDP := r.conf.ListenTCP, r.conf.ListenUDP
-	if listenTCP == nil {
-		listenTCP = func(addr string) (net.Listener, error) { return net.Listen("tcp", addr) }
-	}
-	if listenUDP == nil {
-		listenUDP = func(addr string) (net.PacketConn, error) { return net.ListenPacket("udp", addr) }
-	}
+	listenTCP, listenUDP := r.listenTCP(), r.listenUDP()
 	var err error
 	if r.tcp, err = listenTCP(r.conf.listen()); err != nil {
 		return bindError("TCP", r.conf.listen(), err)
@@ -265,7 +336,7 @@ func (r *Relay) Close() error {
 	}
 	clear(r.proxies)
 	r.mu.Unlock()
-	errs = append(errs, r.door.Close(), r.bridges.close(), r.audit.Close())
+	errs = append(errs, r.zone.close(), r.door.Close(), r.bridges.close(), r.audit.Close())
 	return errors.Join(errs...)
 }
 
@@ -307,6 +378,11 @@ func (r *Relay) Run(ctx context.Context) error {
 	run("enrolment", r.desk.Run)
 	run("dashboard", r.serveDashboard)
 	run("certificates", r.public.run)
+	run("public ports", r.ports.Run)
+	run("dns", r.zone.run)
+	if r.ech != nil {
+		run("encrypted hellos", r.ech.Run)
+	}
 	run("admin", r.serveAdmin)
 	if r.http != nil {
 		run("plain HTTP", r.serveHTTP)
@@ -329,7 +405,10 @@ func (r *Relay) Run(ctx context.Context) error {
 
 // serveEdge serves the public TCP port.
 func (r *Relay) serveEdge(ctx context.Context) error {
-	s := &edge.Server{Router: r.router, Logger: r.log}
+	s := &edge.Server{Router: r.router, Logger: r.log, ProxyFrom: r.conf.ProxyFrom}
+	if r.ech != nil {
+		s.ECH = r.ech
+	}
 	return s.Serve(ctx, r.tcp)
 }
 
@@ -394,6 +473,7 @@ func (r *Relay) event(name string, attrs ...slog.Attr) {
 // deviceRevoked runs after the loss of rights is on disk: live connections go
 // now. What is still allowed may come back.
 func (r *Relay) deviceRevoked(id string) {
+	r.devicesChanged.ring()
 	n := r.door.Disconnect(id)
 	d, ok := r.devices.ByID(id)
 	what := "device lost rights"

@@ -28,6 +28,8 @@ func (r *Relay) Reload(conf Config) error {
 		{"admin_host", fmt.Sprint(r.conf.AdminHost), fmt.Sprint(conf.AdminHost)},
 		{"admin_listen", r.conf.AdminListen, conf.AdminListen},
 		{"open_enrolment", fmt.Sprint(r.conf.OpenEnrolment), fmt.Sprint(conf.OpenEnrolment)},
+		{"dns", fmt.Sprint(r.conf.DNS), fmt.Sprint(conf.DNS)},
+		{"proxy_from", fmt.Sprint(r.conf.ProxyFrom), fmt.Sprint(conf.ProxyFrom)},
 		{"mqtt.off", fmt.Sprint(r.conf.MQTT.Off), fmt.Sprint(conf.MQTT.Off)},
 		{"mqtt.listen", r.conf.MQTT.Listen, conf.MQTT.Listen},
 		{"mqtt.commands_per_hour", fmt.Sprint(r.conf.MQTT.CommandsPerHour), fmt.Sprint(conf.MQTT.CommandsPerHour)},

@@ -2,6 +2,7 @@ package relay
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"slices"
@@ -14,10 +15,14 @@ import (
 
 // features are what this relay has for agents beside carrying visitors.
 func (r *Relay) features() []string {
-	if r.bridges == nil {
-		return nil
+	list := []string{protocol.FeatureDevices, protocol.FeatureTLSAgent, protocol.FeaturePorts}
+	if r.bridges != nil {
+		list = append(list, protocol.FeatureMQTT, protocol.FeatureCommands)
 	}
-	return []string{protocol.FeatureMQTT, protocol.FeatureCommands}
+	if r.zone != nil {
+		list = append(list, protocol.FeatureDNS)
+	}
+	return list
 }
 
 // agreed are those that the agent has too.
@@ -64,8 +69,12 @@ func (r *Relay) takeStream(ctx context.Context, s tunnel.Session, st tunnel.Stre
 	switch open.Service {
 	case protocol.FeatureMQTT:
 		err = r.bridges.serveLink(ctx, c, string(a), name)
+	case protocol.FeatureDevices:
+		err = r.serveDevices(ctx, c, a)
 	case protocol.FeatureCommands:
 		err = r.bridges.serveCommands(ctx, c, string(a), name)
+	default:
+		err = errors.New("this feature has no stream")
 	}
 	st.Reset(protocol.CodeOK) // nothing, when it has ended
 	log.Debug("stream of the agent ended", "service", open.Service, "took", time.Since(began), "err", err)

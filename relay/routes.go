@@ -19,6 +19,7 @@ import (
 	"github.com/sallyport/sallyport/protocol/tunnel"
 	"github.com/sallyport/sallyport/relay/certs"
 	"github.com/sallyport/sallyport/relay/edge"
+	"github.com/sallyport/sallyport/relay/ports"
 	"github.com/sallyport/sallyport/relay/registry"
 )
 
@@ -41,18 +42,29 @@ func (r *Relay) buildRoutes() error {
 	r.building.Lock()
 	defer r.building.Unlock()
 	byHost := map[string][]registry.Route{}
-	for _, rt := range r.registry.Routes() {
+	routes := r.registry.Routes()
+	for _, rt := range routes {
 		byHost[rt.Host] = append(byHost[rt.Host], rt)
 	}
 	sites, targets := r.ownSites(), map[string]edge.Target{}
 	vouched, policies := map[string]struct{}{}, map[string]string{}
 	used, lanes := map[proxyKey]bool{}, map[laneKey]*lane{}
-	terminate := edge.Named("terminate", edge.TargetFunc(func(ctx context.Context, c *edge.Conn) { r.door.ServeConn(ctx, c) }))
+	terminate := edge.WithECH(edge.Named("terminate", edge.TargetFunc(func(ctx context.Context, c *edge.Conn) { r.door.ServeConn(ctx, c) })))
+	web := map[string]struct{}{} // may have an HTTPS record
 	for host, routes := range byHost {
-		if names.IsReserved(host, r.conf.Domain) {
+		if names.IsReserved(host, r.conf.Domain) && names.AgentOf(host, r.conf.Domain) != string(routes[0].Agent) {
 			continue // the registry refuses such claims; no record in the store overrules our own hosts
 		}
-		if routes[0].Service.TLS == protocol.TLSBackend {
+		switch l := routes[0].Service; l.TLS {
+		case protocol.TLSRelay:
+		case protocol.TLSAgent:
+			// The agent ends TLS as the relay does: it confirms encrypted hellos.
+			targets[host] = edge.WithECH(r.lane(host, routes[0], lanes))
+			if l.Proto != protocol.ProtoRaw {
+				web[host] = struct{}{}
+			}
+			continue
+		default:
 			targets[host] = r.lane(host, routes[0], lanes)
 			continue
 		}
@@ -66,10 +78,17 @@ func (r *Relay) buildRoutes() error {
 	for host, s := range sites {
 		targets[host] = terminate
 		vouched[host], policies[host] = struct{}{}, s.Policy
+		if s.Handler != nil && s.RawALPN == "" {
+			web[host] = struct{}{}
+		}
+	}
+	if r.ech != nil {
+		targets[r.echName()], vouched[r.echName()] = r.publicPage, struct{}{}
 	}
 	siteTable, err1 := names.NewTable(sites)
 	targetTable, err2 := names.NewTable(targets)
-	if err := errors.Join(err1, err2); err != nil {
+	webTable, err3 := names.NewTable(web)
+	if err := errors.Join(err1, err2, err3); err != nil {
 		return fmt.Errorf("build routes: %w", err)
 	}
 	if err := r.public.serve(vouched); err != nil {
@@ -103,7 +122,29 @@ func (r *Relay) buildRoutes() error {
 	}
 	r.lanes = lanes
 	r.dropProxies(used)
+	r.served.Store(&served{all: targetTable, web: webTable, list: slices.Collect(maps.Keys(targets))})
+	r.devicesChanged.ring() // a home has other hosts now: other devices may come to it
+	r.zone.rebuilt(routes)
+	r.openPorts()
 	return nil
+}
+
+// served is what the DNS may tell of.
+type served struct {
+	all  *names.Table[edge.Target]
+	web  *names.Table[struct{}]
+	list []string
+}
+
+// openPorts opens and closes the public ports of services.
+func (r *Relay) openPorts() {
+	var list []ports.Route
+	for _, p := range r.registry.PortRoutes() {
+		list = append(list, ports.Route{Agent: p.Agent, Service: p.Service, Port: p.Port, UDP: p.UDP})
+	}
+	for route, err := range r.ports.Set(list) {
+		r.log.Error("a public port is not served", "port", route.String(), "service", route.Service, "err", err)
+	}
 }
 
 // makeSite makes the site of one host; several routes are paths under it.
@@ -198,17 +239,27 @@ type lane struct {
 	gone chan struct{}
 }
 
+// provenBytes is more than a handshake that ends with a refusal takes, either way.
+const provenBytes = 12 << 10
+
+// maxHelloBytes is the most that a visitor may send as one ClientHello.
+const maxHelloBytes = 64 << 10
+
 type laneKey struct {
 	host    string
 	agent   protocol.AgentID
 	service string
+	tls     string
 }
 
 func (r *Relay) lane(host string, rt registry.Route, lanes map[laneKey]*lane) *lane {
-	key := laneKey{host, rt.Agent, rt.Service.Name}
+	key := laneKey{host, rt.Agent, rt.Service.Name, rt.Service.TLS}
 	l, ok := r.lanes[key]
 	if !ok {
 		l = &lane{gone: make(chan struct{})}
+		// Strangers get as far as the home's certificate. What the visitor sends
+		// proves nothing until it is more than any hello may be.
+		l.Proven = func(in, out int64) bool { return out > provenBytes || in > 3*maxHelloBytes }
 		l.Open = func(ctx context.Context, c *edge.Conn) (tunnel.Stream, error) {
 			return r.registry.OpenStream(ctx, rt.Agent, openFor(rt.Service.Name, door.Visitor{
 				Remote: addrPort(c.RemoteAddr()), Local: addrPort(c.LocalAddr()), Host: c.Hello.ServerName,

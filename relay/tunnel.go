@@ -46,7 +46,9 @@ func (r *Relay) quicTLS() *tls.Config {
 		MinVersion: tls.VersionTLS13, NextProtos: inner.NextProtos,
 		GetConfigForClient: func(h *tls.ClientHelloInfo) (*tls.Config, error) {
 			if name, err := names.Canonical(h.ServerName); err != nil || name != r.state.tunnel.ServerName {
-				return &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: inner.NextProtos}, nil
+				// It takes any protocol, so that all strangers get the same alert: one
+				// that only ours gets would tell scanners what stands here.
+				return &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: h.SupportedProtos}, nil
 			}
 			return inner, nil
 		},
@@ -124,6 +126,7 @@ func (r *Relay) attach(c *control, hello protocol.Hello) (detach func(), err err
 		forget()
 		return nil, err
 	}
+	r.zone.came(c.session)
 	if hello.Alone {
 		r.registry.EndOlder(c.session)
 	}

@@ -63,6 +63,7 @@ type API struct {
 	RevokeDevice func(ctx context.Context, name string) (Device, error)
 	Agents       func(ctx context.Context) ([]Agent, error)
 	RevokeAgent  func(ctx context.Context, name string) (Agent, error)
+	Grant        func(ctx context.Context, q GrantRequest) (Agent, error)
 	Hosts        func(ctx context.Context) ([]Host, error)
 	ReleaseHost  func(ctx context.Context, host string) error
 	Reload       func(ctx context.Context) (Reloaded, error)
@@ -152,6 +153,7 @@ func (s *Server) Handler() http.Handler {
 	post(mux, "/v1/tokens", a.NewToken)
 	post(mux, "/v1/devices", a.AddDevice)
 	post(mux, "/v1/reload", noInput(a.Reload))
+	post(mux, "/v1/grants", a.Grant)
 	onName(mux, "/v1/devices/{name}/revoke", a.RevokeDevice)
 	onName(mux, "/v1/agents/{name}/revoke", a.RevokeAgent)
 	onName(mux, "/v1/hosts/{name}/release", noOutput(a.ReleaseHost))

@@ -187,9 +187,10 @@ func TestHostileNames(t *testing.T) {
 	const evil = `"><script>alert(1)</script><img src=x onerror=alert(2)>{{.}}`
 	f := newFakeRelay()
 	f.requests = []EnrolRequest{{ID: evil, Name: evil, Via: evil, Agent: evil, Source: evil, Words: evil, KeyID: evil, Hosts: []string{evil}}}
+	f.ports = []Port{{Port: evil, Agent: evil, Service: evil, Error: evil}}
 	f.devices = []Device{{ID: evil, Name: "x", Hosts: []string{evil}, Target: evil, Path: evil, URL: "javascript:alert(3)", NotAfter: when.Add(time.Hour)}, {Name: evil}}
-	f.agents = []Agent{{Name: evil, Allowed: []string{evil}, Sessions: []Session{{Transport: evil}}}}
-	f.hosts = []Host{{Host: evil, Agent: evil, Services: []HostService{{Name: evil, Path: evil, URL: "javascript:alert(4)", Auth: evil}}}, {Host: evil, Agent: evil}}
+	f.agents = []Agent{{Name: evil, Allowed: []string{evil}, Ports: []string{evil}, Sessions: []Session{{Transport: evil}}}}
+	f.hosts = []Host{{Host: evil, Agent: evil, Services: []HostService{{Name: evil, Path: evil, URL: "javascript:alert(4)", Auth: evil, Reader: evil}}}, {Host: evil, Agent: evil}}
 	f.links = []WaitingInvite{{ID: evil, Name: evil, By: evil, Hosts: []string{evil}}}
 	f.certs = []PublicCert{{Host: evil, State: evil, Issuer: evil, Problem: evil, Fix: evil}}
 	f.line(evil, map[string]any{evil: evil, "list": []any{evil}, "deep": map[string]any{evil: evil}})
@@ -225,7 +226,7 @@ func TestApproveOnlyWhatWasShown(t *testing.T) {
 func TestNoSecretsAreMade(t *testing.T) {
 	f := newFakeRelay()
 	h := NewDashboard(f.config())
-	for _, path := range []string{"/tokens", "/v1/tokens", "/devices", "/v1/devices", "/token-devices", "/dashboard", "/clock/reset", "/v1/clock/reset", "/reload", "/login", "/logout"} {
+	for _, path := range []string{"/tokens", "/v1/tokens", "/devices", "/v1/devices", "/token-devices", "/dashboard", "/clock/reset", "/v1/clock/reset", "/reload", "/login", "/logout", "/grants", "/v1/grants", "/agents/pi/grant"} {
 		if w := post1(h, path, url.Values{"name": {"x"}}); w.Code != 404 {
 			t.Errorf("%s: %d", path, w.Code)
 		}

@@ -21,6 +21,7 @@ type fakeRelay struct {
 	hosts    []Host
 	agents   []Agent
 	certs    []PublicCert
+	ports    []Port
 	log      []AuditLine // oldest first
 	calls    []string    // "approve 7kq2mf9x by tester"
 	invites  []InviteRequest
@@ -44,14 +45,18 @@ func newFakeRelay() *fakeRelay {
 			{ID: "x9b4", By: "local", Admin: true, Approve: true, Created: at(-time.Hour), Expires: at(23 * time.Hour)},
 		},
 		agents: []Agent{
-			{ID: "1", Name: "pi", Online: true, Since: at(-50 * time.Hour), Hosts: []string{"ha.home.example.org"}, Joined: at(-200 * day), Streams: 3, Opened: 48211, BytesIn: 9_412_000_000, BytesOut: 310_400_000, Sessions: []Session{{Transport: "quic", RTTMillis: 18, Since: at(-50 * time.Hour)}}},
+			{ID: "1", Name: "pi", Online: true, Since: at(-50 * time.Hour), Ports: []string{"2222", "51820/udp"}, Hosts: []string{"ha.home.example.org"}, Joined: at(-200 * day), Streams: 3, Opened: 48211, BytesIn: 9_412_000_000, BytesOut: 310_400_000, Sessions: []Session{{Transport: "quic", RTTMillis: 18, Since: at(-50 * time.Hour)}}},
 			{ID: "2", Name: "cabin", Since: at(-26 * time.Hour), Allowed: []string{"*.cabin.example.org"}, Joined: at(-20 * day), Conflict: at(-time.Hour)},
 		},
 		hosts: []Host{
 			{Host: "ha.home.example.org", Agent: "pi", Online: true, Services: []HostService{{Name: "home-assistant", URL: "https://ha.home.example.org/", Auth: "require", TLS: "relay"}}},
-			{Host: "photos.home.example.org", Agent: "pi", Online: true, Services: []HostService{{Name: "photos", URL: "https://photos.home.example.org/", Auth: "ask", TLS: "relay"}, {Name: "photos-share", Path: "/share/", URL: "https://photos.home.example.org/share/", Auth: "none", TLS: "relay"}}},
+			{Host: "photos.home.example.org", Agent: "pi", Online: true, Services: []HostService{{Name: "photos", URL: "https://photos.home.example.org/", Auth: "ask", TLS: "agent", Reader: ReaderEndToEnd}, {Name: "photos-share", Path: "/share/", URL: "https://photos.home.example.org/share/", Auth: "none", TLS: "agent"}}},
 			{Host: "cam.cabin.example.org", Agent: "cabin", Services: []HostService{{Name: "camera", URL: "https://cam.cabin.example.org/", Auth: "require", TLS: "relay"}}},
 			{Host: "old.cabin.example.org", Agent: "cabin"},
+		},
+		ports: []Port{
+			{Port: "2222", Agent: "pi", Service: "git", Error: "another program on the relay has this port"},
+			{Port: "51820/udp", Agent: "pi", Service: "wireguard", Open: 2, Bytes: 8_200_000},
 		},
 		certs: []PublicCert{
 			{Host: "ha.home.example.org", State: "valid", Issuer: "Let's Encrypt", NotAfter: at(61 * day), Next: at(31 * day)},
@@ -140,7 +145,9 @@ func (f *fakeRelay) api() API {
 			defer f.mu.Unlock()
 			return Status{
 				Version: "v0.3.0", Domain: "home.example.org", Started: when.Add(-50 * time.Hour), Visitors: 7,
-				Agents: slices.Clone(f.agents), Hosts: slices.Clone(f.hosts),
+				Agents: slices.Clone(f.agents), Hosts: slices.Clone(f.hosts), Ports: slices.Clone(f.ports),
+				DNS:      &DNS{Zone: "home.example.org", NS: []string{"ns1.home.example.org"}, Addresses: []string{"198.51.100.20"}, Questions: 4711},
+				ECH:      &ECH{PublicName: "www.home.example.org", Made: when.Add(-time.Hour), Next: when.Add(23 * time.Hour), Kept: 8},
 				Warnings: []string{"agent cabin: two live instances use its key; if that is not meant, revoke it and join again"},
 			}, nil
 		},
@@ -189,6 +196,10 @@ func (f *fakeRelay) api() API {
 				}
 			})
 			return Device{Name: name}, nil
+		},
+		Grant: func(ctx context.Context, q GrantRequest) (Agent, error) {
+			f.did(ctx, "grant", nil)
+			return Agent{}, nil
 		},
 		RevokeAgent: func(ctx context.Context, name string) (Agent, error) {
 			f.did(ctx, "revoke agent "+name, nil)

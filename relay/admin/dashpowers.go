@@ -28,7 +28,7 @@ var (
 
 // pagesAPI is what pages may do, whatever a form says.
 func pagesAPI(a API) API {
-	a.NewToken, a.AddDevice, a.AddTokenDevice, a.Dashboard, a.ResetClock = nil, nil, nil, nil, nil
+	a.NewToken, a.AddDevice, a.AddTokenDevice, a.Dashboard, a.ResetClock, a.Grant = nil, nil, nil, nil, nil, nil
 	if invite := a.Invite; invite != nil {
 		a.Invite = func(ctx context.Context, q InviteRequest) (Invite, error) {
 			if q.Admin {

@@ -34,6 +34,9 @@ func (d *dashboard) overview(w http.ResponseWriter, r *http.Request) {
 		Status: st, Up: strings.TrimSuffix(ago(now, st.Started), " ago"), Requests: d.waiting(ctx, &g),
 		Sites: sites(st.Hosts), CanDecide: d.api.Approve != nil,
 	}
+	if st.ECH != nil {
+		v.NextKey = in(now, st.ECH.Next)
+	}
 	for _, a := range st.Agents {
 		if !a.Revoked {
 			v.Homes++
@@ -60,6 +63,7 @@ func (d *dashboard) overview(w http.ResponseWriter, r *http.Request) {
 type overviewView struct {
 	Status                 Status
 	Up                     string
+	NextKey                string // of Encrypted ClientHello, from now
 	Requests               []requestView
 	CanDecide              bool
 	Sites                  []siteView
@@ -232,11 +236,13 @@ func (d *dashboard) homes(w http.ResponseWriter, r *http.Request) {
 		Agent
 		State, Joined string
 		Sites         []siteView
+		Open          []Port // public ports that its services use
 		Path          string // of its best session
 	}
 	var g gather
 	ctx, now := r.Context(), d.now()
 	hosts := fetch(ctx, &g, "hosts", d.api.Hosts)
+	ports := fetch(ctx, &g, "public ports", d.api.Status).Ports
 	var live, gone []homeView
 	for _, a := range fetch(ctx, &g, "agents", d.api.Agents) {
 		v := homeView{Agent: a, State: "offline", Joined: ago(now, a.Joined)}
@@ -254,6 +260,7 @@ func (d *dashboard) homes(w http.ResponseWriter, r *http.Request) {
 			}
 		}
 		v.Sites = sites(slices.DeleteFunc(slices.Clone(hosts), func(h Host) bool { return h.Agent != a.Name }))
+		v.Open = slices.DeleteFunc(slices.Clone(ports), func(p Port) bool { return p.Agent != a.Name })
 		if a.Revoked {
 			v.State = "revoked " + ago(now, a.RevokedAt)
 			gone = append(gone, v)

@@ -18,6 +18,9 @@ type Status struct {
 	Hosts    []Host    `json:"hosts"`
 	Warnings []string  `json:"warnings,omitempty"` // what the owner should look at, one sentence each
 	MQTT     *MQTT     `json:"mqtt,omitempty"`     // nil: switched off
+	DNS      *DNS      `json:"dns,omitempty"`      // nil: the relay answers no DNS
+	ECH      *ECH      `json:"ech,omitempty"`      // nil: no Encrypted ClientHello
+	Ports    []Port    `json:"ports,omitempty"`    // public ports of services, ordered
 }
 
 // MQTT is the state of the hub and of commands.
@@ -36,6 +39,7 @@ type MQTT struct {
 // A TokenRequest asks for a join token.
 type TokenRequest struct {
 	Hosts   []string `json:"hosts,omitempty"`       // patterns the agent may claim
+	Ports   []string `json:"ports,omitempty"`       // public ports it may use: "2222", "51820/udp"
 	TTL     int64    `json:"ttl_seconds,omitempty"` // 0: the relay's default
 	Foreign bool     `json:"foreign,omitempty"`     // allow patterns outside the relay's domain
 }
@@ -77,6 +81,7 @@ type Agent struct {
 	Online    bool      `json:"online"`
 	Since     time.Time `json:"since,omitzero"`     // online or offline since
 	Allowed   []string  `json:"allowed,omitempty"`  // patterns it may claim; empty: all below the domain
+	Ports     []string  `json:"ports,omitempty"`    // public ports it may use: "2222", "51820/udp"
 	Hosts     []string  `json:"hosts,omitempty"`    // that it holds
 	Sessions  []Session `json:"sessions,omitempty"` // newest first
 	Streams   int       `json:"streams"`            // open now
@@ -117,6 +122,8 @@ type HostService struct {
 	Proto string `json:"proto"`
 	Auth  string `json:"auth"`
 	TLS   string `json:"tls"`
+	// Reader is who can read what visitors say: ReaderRelay or ReaderEndToEnd.
+	Reader string `json:"reader,omitempty"`
 }
 
 // Reloaded says what a reload did.
