@@ -45,7 +45,9 @@ type Agent struct {
 	latest     atomic.Pointer[session] // that the relay welcomed; nil: it ended
 	streams    atomic.Int64            // data streams open now, of all sessions
 	warnings   warnings
-	roads      roads // to the relay's own services
+	roads      roads  // to the relay's own services
+	zone       zone   // what the relay's DNS knows of us
+	inside     inside // what serves TLS at home, once it is needed
 	household  atomic.Pointer[household]
 	// householdFault is why there is none, though it is wanted.
 	householdFault atomic.Pointer[string]
@@ -64,7 +66,11 @@ func New(cfg Config) (*Agent, error) {
 	a.table.Dial = cfg.DialService
 	a.offer = newOffer(a.table, a.log)
 	a.offer.tell = cfg.OnRegistered
+	a.offer.moved = a.offerMoved
+	a.table.EndToEnd = a.serveEndToEnd
+	a.table.MostUnproven = max(1, cfg.MaxStreams/unprovenShare)
 	a.roads.init()
+	a.zone.init(a.log)
 	if cfg.Token != "" {
 		t, err := protocol.ParseToken(cfg.Token)
 		if err != nil {
@@ -112,6 +118,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		return class(ErrConfig, err)
 	}
 	a.uplink.Store(up)
+	defer a.startInside(ctx)()
 	if a.cfg.MQTT != nil {
 		if h, err := a.openHousehold(); err != nil {
 			// The tunnel must not end with a damaged file of commands; these and
@@ -277,6 +284,7 @@ func (a *Agent) Status() control.Status {
 	}
 	s.Warnings = a.Warnings()
 	a.household.Load().status(&s)
+	a.inside.status(&s)
 	if fault := a.householdFault.Load(); fault != nil {
 		s.Warnings = append(s.Warnings, *fault)
 	}

@@ -57,6 +57,15 @@ func (c *clock) Now() time.Time {
 	return t
 }
 
+// own returns the system's clock when it can be right, otherwise Now: what is
+// judged at home, while the relay may be away or lie, is judged by it.
+func (c *clock) own() time.Time {
+	if t := c.now(); !t.Before(c.built) {
+		return t
+	}
+	return c.Now()
+}
+
 // told returns the relay's time as it went on since; zero when never told.
 func (c *clock) told() time.Time {
 	c.mu.Lock()

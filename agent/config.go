@@ -80,6 +80,9 @@ type Config struct {
 	// MQTT joins the home's broker to the relay. nil = there is none, and then
 	// there are no Actions either.
 	MQTT *MQTT
+	// EndToEnd says how services with TLS "agent" are served. nil = with the
+	// defaults.
+	EndToEnd *EndToEnd
 	// Actions are what devices may ask this home to do.
 	Actions  []executor.Action
 	Logger   *slog.Logger // nil = discard
@@ -133,6 +136,7 @@ func (c *Config) validate() error {
 		errs = append(errs, fmt.Errorf("services are given twice: %s\nGive each a name of its own.", strings.Join(dup, ", ")))
 	}
 	errs = append(errs, c.checkMQTT()...)
+	errs = append(errs, c.checkEndToEnd()...)
 	if c.MaxStreams < 0 {
 		errs = append(errs, fmt.Errorf("at most %d streams: give a positive number, or 0 for %d", c.MaxStreams, maxStreams))
 	}
@@ -173,6 +177,9 @@ func (c *Config) fill() {
 	}
 	if c.Network == nil {
 		c.Network = localAddresses
+	}
+	if c.EndToEnd == nil {
+		c.EndToEnd = new(EndToEnd)
 	}
 	if c.MaxStreams == 0 {
 		c.MaxStreams = maxStreams

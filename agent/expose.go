@@ -12,7 +12,7 @@ import (
 // entryOf returns an exposed service as the table takes it.
 func entryOf(s control.Service) service.Entry {
 	return service.Entry{
-		Name: s.Name, Target: s.Target, Host: s.Host, Path: s.Path, Auth: s.Auth, TLS: s.TLS,
+		Name: s.Name, Target: s.Target, Host: s.Host, Path: s.Path, Auth: s.Auth, TLS: s.TLS, Port: s.Port,
 		InsecureSkipVerify: s.InsecureSkipVerify, ServerName: s.ServerName, CAFile: s.CAFile,
 		ClientCert: s.ClientCert, ClientKey: s.ClientKey, HTTP2: s.HTTP2, ProxyProtocol: s.ProxyProtocol, RemoteUser: s.RemoteUser,
 		Origin: service.OriginExposed,
@@ -22,7 +22,7 @@ func entryOf(s control.Service) service.Entry {
 // exposedOf is the inverse of entryOf.
 func exposedOf(e service.Entry) control.Service {
 	return control.Service{
-		Name: e.Name, Target: e.Target, Host: e.Host, Path: e.Path, Auth: e.Auth, TLS: e.TLS,
+		Name: e.Name, Target: e.Target, Host: e.Host, Path: e.Path, Auth: e.Auth, TLS: e.TLS, Port: e.Port,
 		InsecureSkipVerify: e.InsecureSkipVerify, ServerName: e.ServerName, CAFile: e.CAFile,
 		ClientCert: e.ClientCert, ClientKey: e.ClientKey, HTTP2: e.HTTP2, ProxyProtocol: e.ProxyProtocol, RemoteUser: e.RemoteUser,
 	}

@@ -286,10 +286,16 @@ func (j *joiner) identity(cs tls.ConnectionState, joined protocol.Joined) (*stat
 	if err != nil {
 		return nil, classf(ErrRefused, "the relay's answer has no certificate: %w", err)
 	}
+	var deviceCA *x509.Certificate
+	if len(joined.DeviceCA) > 0 {
+		if deviceCA, err = x509.ParseCertificate(joined.DeviceCA); err != nil {
+			return nil, classf(ErrRefused, "the relay's device CA cannot be read: %w", err)
+		}
+	}
 	j.notBefore = cs.PeerCertificates[0].NotBefore
 	return &state.Identity{
 		Cert: cert, CA: j.authority(cs), Relay: j.token.Relay, ServerName: j.token.ServerName,
-		Name: joined.Name, Domain: joined.Domain,
+		Name: joined.Name, Domain: joined.Domain, DeviceCA: deviceCA,
 	}, nil
 }
 

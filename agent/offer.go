@@ -26,6 +26,9 @@ type offer struct {
 	table *service.Table
 	log   *slog.Logger
 	tell  func([]protocol.Registration) // nil = nobody
+	// moved is called after the services, or the relay's word on them, have
+	// changed. No lock is held. nil = not.
+	moved func()
 
 	busy chan struct{} // holds one token: one change at a time, with its I/O and waiting
 	dir  *state.Dir    // set before the first change
@@ -35,6 +38,7 @@ type offer struct {
 	exposed  []control.Service
 	entries  []service.Entry    // merged: what the table holds
 	services []protocol.Service // the same as the relay sees it
+	own      []service.Entry    // what the agent itself offers, for nobody to see
 	version  uint64
 	changed  chan struct{} // closed by the next change
 
@@ -141,9 +145,13 @@ func (noResolver) LookupLocal(context.Context, string) (netip.Addr, error) {
 
 // apply puts a list into use, or changes nothing.
 func (o *offer) apply(config []service.Entry, exposed []control.Service, entries []service.Entry) error {
-	if err := o.table.Set(entries); err != nil {
+	o.mu.Lock()
+	own := o.own
+	o.mu.Unlock()
+	if err := o.table.Set(slices.Concat(entries, own)); err != nil {
 		return class(ErrConfig, err)
 	}
+	defer o.tellMoved()
 	services := o.table.Services()
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -199,9 +207,54 @@ func (o *offer) answer(version uint64, regs []protocol.Registration) {
 			o.log.Warn("the relay warns of a service", "service", r.Name, "warning", r.Warning)
 		}
 	}
+	o.tellMoved()
 	if changed && o.tell != nil {
 		o.tell(slices.Clone(regs))
 	}
+}
+
+func (o *offer) tellMoved() {
+	if o.moved != nil {
+		o.moved()
+	}
+}
+
+// setOwn offers what the agent itself has for visitors, beside the services.
+func (o *offer) setOwn(ctx context.Context, own []service.Entry) error {
+	release, err := o.acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	o.mu.Lock()
+	o.own = own
+	config, exposed, entries := o.config, o.exposed, o.entries
+	o.mu.Unlock()
+	return o.apply(config, exposed, entries)
+}
+
+// places lists where services with TLS "agent" are published. Their hosts are the
+// owner's word: what the relay answers chooses no rules here.
+func (o *offer) places(domain string) (list []place, wanted bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, s := range o.services {
+		if s.TLS != protocol.TLSAgent || slices.ContainsFunc(o.own, func(e service.Entry) bool { return e.Name == s.Name }) {
+			continue
+		}
+		wanted = true // also what the relay refuses: it is no judge of what is served at home
+		list = append(list, place{host: withHost(s, domain).Host, path: s.Path, service: s})
+	}
+	return list, wanted
+}
+
+// withHost names the host of a service whose TLS ends here: the relay is not
+// asked to choose one.
+func withHost(s protocol.Service, domain string) protocol.Service {
+	if s.TLS == protocol.TLSAgent && s.Host == "" {
+		s.Host = s.Name + "." + domain
+	}
+	return s
 }
 
 // wait returns the relay's word on a service in a version of the list.
@@ -232,7 +285,7 @@ func (o *offer) status() []control.ServiceStatus {
 		r := o.results[e.Name]
 		s := control.ServiceStatus{Name: e.Name, Target: e.Target, Origin: e.Origin, URL: r.URL, Error: r.Error, Warning: r.Warning}
 		if i := slices.IndexFunc(o.services, func(p protocol.Service) bool { return p.Name == e.Name }); i >= 0 {
-			s.Auth = o.services[i].Auth
+			s.Auth, s.TLS = o.services[i].Auth, o.services[i].TLS
 		}
 		out = append(out, s)
 	}

@@ -15,8 +15,15 @@ import (
 // welcome takes what the relay tells about itself and about the time.
 func (a *Agent) welcome(w protocol.Welcome, peer tunnel.Peer) {
 	a.trustTime(w.Time, peer.Cert)
+	// The domain is the one of the join: the hosts of services whose TLS ends here,
+	// and the rights of devices there, hang on it.
+	said := ""
+	if d := a.identity.Load().Domain; d != "" && w.Domain != "" && w.Domain != d {
+		said = fmt.Sprintf("the relay says that its domain is %.253q now, this home joined %s: if the owner moved it, join anew with a fresh directory", w.Domain, d)
+	}
+	a.warn(aboutDomain, said)
 	err := a.change(func(id *state.Identity) error {
-		id.Name, id.Domain = cmp.Or(w.Name, id.Name), cmp.Or(w.Domain, id.Domain)
+		id.Name, id.Domain = cmp.Or(w.Name, id.Name), cmp.Or(id.Domain, w.Domain)
 		return nil
 	})
 	if err != nil {

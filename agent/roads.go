@@ -15,7 +15,10 @@ import (
 )
 
 // features are what this agent has beside services.
-var features = []string{protocol.FeatureMQTT, protocol.FeatureCommands}
+var features = []string{
+	protocol.FeatureMQTT, protocol.FeatureCommands, protocol.FeatureDevices,
+	protocol.FeatureDNS, protocol.FeatureTLSAgent, protocol.FeaturePorts,
+}
 
 // roads tell who waits for a session that one has come or gone.
 type roads struct {

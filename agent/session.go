@@ -243,7 +243,7 @@ func (c *session) active(now time.Time) bool {
 
 // loop is the session's life after hello.
 func (c *session) loop(ctx context.Context) error {
-	changed := c.register()
+	changed, names := c.register(), c.sayNames()
 	answerBy := time.NewTimer(helloTimeout)
 	defer answerBy.Stop()
 	c.sendPing(time.Now())
@@ -273,6 +273,8 @@ func (c *session) loop(ctx context.Context) error {
 		case <-changed:
 			changed = c.register()
 			answerBy.Reset(helloTimeout)
+		case <-names:
+			names = c.sayNames()
 		case <-answerBy.C:
 			return errors.New("the relay does not answer the list of services")
 		case <-ping.C:
@@ -327,6 +329,10 @@ func (c *session) handle(m protocol.Message) error {
 		c.link.GoAway(m)
 	case protocol.Renewed:
 		c.a.renewed(m)
+	case protocol.Named:
+		c.a.zone.named(m)
+	case protocol.TXTSet:
+		c.a.zone.txtSet(m)
 	default:
 		return fmt.Errorf("the relay sent a message of type %d: %w", m.Type(), protocol.ErrMalformed)
 	}
@@ -338,7 +344,11 @@ func (c *session) register() <-chan struct{} {
 	version, services, changed := c.a.offer.list()
 	c.seq++
 	c.version, c.asked = version, true
-	c.send(protocol.Register{Seq: c.seq, Services: services})
+	own := make([]protocol.Service, len(services))
+	for i, s := range services {
+		own[i] = withHost(s, c.a.identity.Load().Domain)
+	}
+	c.send(protocol.Register{Seq: c.seq, Services: own})
 	return changed
 }
 
@@ -353,6 +363,9 @@ func (c *session) registered(m protocol.Registered) {
 		c.a.offer.answer(c.version, m.Services)
 	}
 	c.link.Ready()
+	if in := c.a.inside.opened(); in != nil {
+		in.certs.Connected()
+	}
 }
 
 // quiet decides when a draining session may go.

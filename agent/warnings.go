@@ -15,6 +15,7 @@ const (
 	aboutRelayClock        // the relay's cannot be right
 	aboutVerify            // the relay's certificate is not valid by our clock
 	aboutRenewal           // our certificate is not renewed
+	aboutDomain            // the relay's domain is not the one that we joined
 	warningSubjects
 )
 

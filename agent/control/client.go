@@ -60,6 +60,11 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 	return s, c.call(ctx, http.MethodGet, "status", nil, &s)
 }
 
+// ConfirmCA takes a device CA, or a list, that was refused; see Agent.
+func (c *Client) ConfirmCA(ctx context.Context, fingerprint string) error {
+	return c.call(ctx, http.MethodPost, "confirm-ca", map[string]string{"fingerprint": fingerprint}, nil)
+}
+
 // Keys lists the signing keys of devices.
 func (c *Client) Keys(ctx context.Context) ([]Key, error) {
 	var keys []Key

@@ -9,6 +9,9 @@
 //	POST /v1/untrust   {"device"} → {}
 //	POST /v1/pin       {"action", "pin"} → {}
 //	GET  /v1/found              → []Suggestion
+//	POST /v1/confirm-ca {"fingerprint"} → {}
+//	     everything else        the devices of the home's own CA, if it has one:
+//	                            what the relay's socket has for devices
 //
 // An error is {"error", "kind"}. The socket has mode 0600 in a directory of
 // mode 0700: who may open it may run the agent.
@@ -16,6 +19,7 @@ package control
 
 import (
 	"context"
+	"net/http"
 	"time"
 )
 
@@ -45,6 +49,12 @@ type Agent interface {
 	// SetPIN sets the PIN of an action, or with an empty action that of all that
 	// have none of their own. An empty PIN removes it.
 	SetPIN(ctx context.Context, action, pin string) error
+	// ConfirmCA takes another device CA of the relay, or an older list of its
+	// devices, that were refused: a person at home has compared the fingerprint.
+	ConfirmCA(ctx context.Context, fingerprint string) error
+	// Devices serves the owner's commands about devices of the home's own CA; nil:
+	// the home keeps none. Its paths are those of the relay's socket.
+	Devices() http.Handler
 	// Found lists what the home broker announces that could become actions.
 	Found(ctx context.Context) ([]Suggestion, error)
 }
@@ -105,6 +115,7 @@ type Service struct {
 	Path               string `json:"path,omitempty"`
 	Auth               string `json:"auth,omitempty"`
 	TLS                string `json:"tls,omitempty"`
+	Port               uint16 `json:"port,omitempty"`
 	InsecureSkipVerify bool   `json:"insecure_skip_verify,omitempty"`
 	ServerName         string `json:"server_name,omitempty"`
 	CAFile             string `json:"ca_file,omitempty"`
@@ -152,6 +163,39 @@ type Status struct {
 	Services []ServiceStatus `json:"services"`
 	MQTT     *MQTT           `json:"mqtt,omitempty"`
 	Actions  []Action        `json:"actions,omitempty"`
+	EndToEnd *EndToEnd       `json:"end_to_end,omitempty"`
+}
+
+// EndToEnd is the state of what serves TLS at home.
+type EndToEnd struct {
+	Own          string        `json:"own"`            // HASH.DOMAIN
+	Root         string        `json:"root,omitempty"` // PEM: the CA at home that every visitor must trust; empty: public certificates
+	DeviceCA     string        `json:"device_ca"`      // "home" or "relay"
+	Certificates []Certificate `json:"certificates,omitempty"`
+	LAN          []string      `json:"lan,omitempty"` // URLs on the home network
+	List         *DeviceList   `json:"device_list,omitempty"`
+}
+
+// A Certificate is one that the home holds.
+type Certificate struct {
+	Host     string    `json:"host"`
+	State    string    `json:"state"`
+	Issuer   string    `json:"issuer,omitempty"`
+	NotAfter time.Time `json:"not_after,omitzero"`
+	Next     time.Time `json:"next,omitzero"` // renewal, or the next try
+	Problem  string    `json:"problem,omitempty"`
+	Fix      string    `json:"fix,omitempty"`
+}
+
+// A DeviceList is the relay's list of devices as it is in force here.
+type DeviceList struct {
+	Number  uint64    `json:"number"`
+	Issued  time.Time `json:"issued,omitzero"`
+	Devices int       `json:"devices"`
+	Stale   bool      `json:"stale,omitempty"`
+	CA      string    `json:"ca,omitempty"`      // fingerprint of the pinned CA
+	Pending string    `json:"pending,omitempty"` // fingerprint of one that waits for confirmation
+	Problem string    `json:"problem,omitempty"`
 }
 
 // A Link is the session to the relay.
@@ -171,6 +215,8 @@ type ServiceStatus struct {
 	Target  string `json:"target"`
 	Origin  string `json:"origin"`            // config; flag (wins over config for this run); exposed
 	Auth    string `json:"auth,omitempty"`    // what the door asks for
+	TLS     string `json:"tls,omitempty"`     // who ends the visitor's TLS
+	Reader  string `json:"reader,omitempty"`  // who can read what is said: "relay", "end to end", …
 	URL     string `json:"url,omitempty"`     // the relay accepted it
 	Error   string `json:"error,omitempty"`   // the relay refused it
 	Warning string `json:"warning,omitempty"` // the relay accepted it, but visitors cannot use it as it is

@@ -16,6 +16,7 @@ type fakeAgent struct {
 	unexposed string
 	said      string
 	err       error
+	devices   http.Handler
 }
 
 func (f *fakeAgent) Expose(_ context.Context, s Service) (Exposed, error) {
@@ -54,6 +55,13 @@ func (f *fakeAgent) SetPIN(_ context.Context, action, pin string) error {
 func (f *fakeAgent) Found(context.Context) ([]Suggestion, error) {
 	return []Suggestion{{Name: "lamp", YAML: "- name: lamp"}}, f.err
 }
+
+func (f *fakeAgent) ConfirmCA(_ context.Context, fingerprint string) error {
+	f.said = "confirm " + fingerprint
+	return f.err
+}
+
+func (f *fakeAgent) Devices() http.Handler { return f.devices }
 
 func start(t *testing.T, dir string, a Agent) {
 	t.Helper()
@@ -212,5 +220,27 @@ func TestCommandCalls(t *testing.T) {
 	a.err = &Error{Kind: KindRefused, Text: "no such key waits"}
 	if err := c.Trust(ctx, "anna", "k2"); err == nil || err.Error() != a.err.Error() {
 		t.Errorf("an error on its way: %v", err)
+	}
+}
+
+// What the socket does not know goes to the devices of the home's own CA, if it
+// has one.
+func TestDevices(t *testing.T) {
+	dir := t.TempDir()
+	a := &fakeAgent{}
+	start(t, dir, a)
+	c := NewClient(dir)
+	if err := c.ConfirmCA(t.Context(), "ab12"); err != nil || a.said != "confirm ab12" {
+		t.Errorf("%q, %v", a.said, err)
+	}
+	if err := c.call(t.Context(), http.MethodGet, "home/devices", nil, nil); err == nil {
+		t.Error("a home without devices of its own has them")
+	}
+	a.devices = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		a.said = r.Method + " " + r.URL.Path
+		w.Write([]byte("{}"))
+	})
+	if err := c.call(t.Context(), http.MethodGet, "home/devices", nil, nil); err != nil || a.said != "GET /v1/home/devices" {
+		t.Errorf("%q, %v", a.said, err)
 	}
 }

@@ -74,6 +74,22 @@ func handler(a Agent) http.Handler {
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, a.Status(), nil)
 	})
+	mux.HandleFunc("POST /v1/confirm-ca", func(w http.ResponseWriter, r *http.Request) {
+		var q struct {
+			Fingerprint string `json:"fingerprint"`
+		}
+		if !readJSON(w, r, &q) {
+			return
+		}
+		answer(w, struct{}{}, a.ConfirmCA(r.Context(), q.Fingerprint))
+	})
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		if h := a.Devices(); h != nil {
+			h.ServeHTTP(w, r)
+			return
+		}
+		http.NotFound(w, r)
+	})
 	handleCommands(mux, a)
 	return localOnly(mux)
 }

@@ -129,7 +129,7 @@ func pin(c *tls.Config, certs []*x509.Certificate) {
 }
 
 // dial connects to the backend, ready for the visitor's first byte. Its error
-// is always a *dialError.
+// is always a *DialError.
 func (b *backend) dial(ctx context.Context, o protocol.Open) (tunnel.Conn, error) {
 	plain, err := b.dialer.dial(ctx, b.target)
 	if err != nil {
@@ -179,7 +179,22 @@ type dialer struct {
 	connect func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
+// dial connects to a target whose two directions end separately.
 func (d *dialer) dial(ctx context.Context, t Target) (tunnel.Conn, error) {
+	conn, err := d.open(ctx, t)
+	if err != nil {
+		return nil, err
+	}
+	c, ok := conn.(tunnel.Conn)
+	if !ok {
+		conn.Close()
+		return nil, fmt.Errorf("dial %s: a %T cannot end its two directions separately", t, conn)
+	}
+	return c, nil
+}
+
+// open connects to any target.
+func (d *dialer) open(ctx context.Context, t Target) (net.Conn, error) {
 	network, address := t.dialArgs()
 	if t.Unix == "" && t.isLocal() {
 		addr, err := d.local.LookupLocal(ctx, t.Host)
@@ -195,12 +210,7 @@ func (d *dialer) dial(ctx context.Context, t Target) (tunnel.Conn, error) {
 		}
 		return nil, err
 	}
-	c, ok := conn.(tunnel.Conn)
-	if !ok {
-		conn.Close()
-		return nil, fmt.Errorf("dial %s: a %T cannot end its two directions separately", address, conn)
-	}
-	return c, nil
+	return conn, nil
 }
 
 // A lookupError says that multicast DNS did not find a name.

@@ -23,7 +23,12 @@ type Entry struct {
 	Host string // wanted public host, exact or "*.x"; empty: NAME.DOMAIN
 	Path string // "/prefix/" publishes the service below a path; empty: the whole host
 	Auth string // protocol.AuthRequire (default), AuthAsk, AuthNone
-	TLS  string // protocol.TLSRelay (default) or TLSBackend: the target answers the visitor's TLS itself
+	TLS  string // protocol.TLSRelay (default), TLSAgent: it ends here at home, or TLSBackend: the target answers the visitor's TLS itself
+
+	// Port is a public port of the relay for this service alone, TCP for a tcp
+	// target and UDP for a udp one; the relay's owner must have granted it. Nobody
+	// is asked for a certificate there, so Auth must say AuthNone. 0: none.
+	Port uint16
 
 	// How an https target is verified. Without any of these: by the system's
 	// CAs, for the target's host name.
@@ -52,9 +57,9 @@ func (e Entry) parse() (protocol.Service, Target, error) {
 	if err != nil {
 		errs = append(errs, fmt.Errorf("service %q: %w", e.Name, err))
 	}
-	s := protocol.Service{Name: e.Name, Proto: protocol.ProtoRaw, Host: e.Host, Path: e.Path, Auth: e.Auth, TLS: e.TLS, Solo: e.ProxyProtocol, RemoteUser: e.RemoteUser}
+	s := protocol.Service{Name: e.Name, Proto: protocol.ProtoRaw, Host: e.Host, Path: e.Path, Auth: e.Auth, TLS: e.TLS, Port: e.Port, Solo: e.ProxyProtocol, RemoteUser: e.RemoteUser}
 	if err == nil {
-		if e.TLS == protocol.TLSBackend && target.bare {
+		if target.bare && (e.TLS == protocol.TLSBackend || e.Port != 0) {
 			target.Scheme = SchemeTCP
 		}
 		s.Proto = e.proto(target)
@@ -75,6 +80,8 @@ func (e Entry) parse() (protocol.Service, Target, error) {
 // proto returns what the relay speaks on the service's streams.
 func (e Entry) proto(t Target) string {
 	switch {
+	case t.Scheme == SchemeUDP:
+		return protocol.ProtoUDP
 	case e.TLS == protocol.TLSBackend, t.Scheme == SchemeTCP:
 		return protocol.ProtoRaw
 	case t.Scheme == SchemeH2C, e.HTTP2:
@@ -109,6 +116,10 @@ func (e Entry) conflicts(t Target) (errs []error) {
 		{
 			(e.ClientCert == "") != (e.ClientKey == ""),
 			"cert and key go together",
+		},
+		{
+			t.Scheme == SchemeUDP && e.ProxyProtocol,
+			"proxy_protocol begins a connection, and udp has none: leave it out",
 		},
 	} {
 		if rule.broken {

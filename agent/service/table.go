@@ -20,9 +20,26 @@ import (
 // A Table holds the services that the agent offers now. Its methods are safe
 // for concurrent use.
 type Table struct {
-	// Dial reaches tcp and unix addresses at home; set it before the first
-	// Set. What it returns must be a tunnel.Conn. nil: a net.Dialer.
+	// Dial reaches tcp, udp and unix addresses at home; set it before the first
+	// Set. What it returns must be a tunnel.Conn, unless the network is "udp".
+	// nil: a net.Dialer.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+
+	// EndToEnd takes the streams of services whose TLS ends at home
+	// (protocol.TLSAgent), after the relay was told that all is well; set it before
+	// the first ServeStream. The next bytes of c are the visitor's ClientHello. It
+	// owns c and returns after c has ended; when ctx ends c is reset. nil: such
+	// streams are refused.
+	EndToEnd func(ctx context.Context, c tunnel.Conn, o protocol.Open)
+
+	// MostUnproven bounds the streams that are open at a time of visitors whom nobody
+	// has asked for anything: UDP flows and TCP connections of public ports, and
+	// what is passed through to backends with TLS of their own, each. What these
+	// fill must not be what all others need. Set it before the first ServeStream. 0:
+	// no bound.
+	MostUnproven int
+
+	flows, conns, passed atomic.Int64
 
 	log      *slog.Logger
 	resolver Resolver
@@ -65,7 +82,8 @@ func (t *Table) Changed() <-chan struct{} {
 
 // Set replaces the whole table, or changes nothing and returns an error that
 // lists everything that is wrong. Connections of services that are no longer
-// in the table are ended; those of others go on, also when the target changed.
+// in the table are ended, and those whose visitors another door let in, as their
+// TLS ended elsewhere; those of others go on, also when the target changed.
 func (t *Table) Set(entries []Entry) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -79,7 +97,7 @@ func (t *Table) Set(entries []Entry) error {
 	}
 	old := t.current.Load()
 	for name, b := range next.backends {
-		if was, ok := old.backends[name]; ok {
+		if was, ok := old.backends[name]; ok && was.service.TLS == b.service.TLS {
 			b.gone, b.remove = was.gone, was.remove
 		} else {
 			b.gone, b.remove = context.WithCancelCause(context.Background())
@@ -91,7 +109,7 @@ func (t *Table) Set(entries []Entry) error {
 	}
 	t.current.Store(next)
 	for name, b := range old.backends {
-		if next.backends[name] == nil {
+		if now := next.backends[name]; now == nil || now.gone != b.gone {
 			b.remove(&tunnel.CloseError{Code: protocol.CodeUnknownService, Reason: "the service was removed"})
 		}
 	}
@@ -125,6 +143,16 @@ func compile(entries []Entry, d *dialer) (*snapshot, error) {
 			place := b.service.Host + b.service.Path
 			if first, twice := places[place]; twice {
 				errs = append(errs, fmt.Errorf("services %q and %q both want %s: give one another host or path", first.Name, e.Name, place))
+			}
+			places[place] = e
+		}
+		if b.service.Port != 0 {
+			place := fmt.Sprintf("TCP port %d", b.service.Port)
+			if b.service.Proto == protocol.ProtoUDP {
+				place = fmt.Sprintf("UDP port %d", b.service.Port)
+			}
+			if first, twice := places[place]; twice {
+				errs = append(errs, fmt.Errorf("services %q and %q both want %s: give one another port", first.Name, e.Name, place))
 			}
 			places[place] = e
 		}

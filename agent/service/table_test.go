@@ -24,11 +24,20 @@ func TestEntryService(t *testing.T) {
 		{Entry{Target: "tcp+unix:/run/x"}, protocol.ProtoRaw, false},
 		{Entry{Target: "https://h", TLS: protocol.TLSBackend}, protocol.ProtoRaw, false},
 		{Entry{Target: "h:8443", TLS: protocol.TLSBackend}, protocol.ProtoRaw, false},
+		{Entry{Target: "127.0.0.1:80", TLS: protocol.TLSAgent}, protocol.ProtoHTTP1, false},
+		{Entry{Target: "https://h", TLS: protocol.TLSAgent, HTTP2: true}, protocol.ProtoH2, false},
+		{Entry{Target: "tcp://h:1", TLS: protocol.TLSAgent}, protocol.ProtoRaw, false},
+		{Entry{Target: "udp://h:1", Port: 5000, Auth: protocol.AuthNone}, protocol.ProtoUDP, false},
+		{Entry{Target: "tcp://h:1", Port: 5000, Auth: protocol.AuthNone}, protocol.ProtoRaw, false},
+		{Entry{Target: "h:22", Port: 5000, Auth: protocol.AuthNone, ProxyProtocol: true}, protocol.ProtoRaw, true},
 	} {
 		tc.entry.Name = "x"
 		got, err := tc.entry.Service()
 		if err != nil || got.Proto != tc.proto || got.Solo != tc.solo || got.Name != "x" {
 			t.Errorf("%+v: %+v, %v", tc.entry, got, err)
+		}
+		if got.Port != tc.entry.Port || got.Port != 0 && got.TLS != protocol.TLSNone {
+			t.Errorf("%+v: %+v", tc.entry, got)
 		}
 		if got != got.WithDefaults() || got.Auth == "" {
 			t.Errorf("%+v: defaults are not filled in", got)
@@ -58,6 +67,13 @@ func TestSetReportsEverything(t *testing.T) {
 		{Name: "dup", Target: "127.0.0.1:2", Origin: OriginExposed},
 		{Name: "one", Target: "127.0.0.1:1", Host: "h.example.org"},
 		{Name: "two", Target: "127.0.0.1:1", Host: "H.example.org."},
+		{Name: "portless", Target: "udp://h:1", Auth: protocol.AuthNone},
+		{Name: "silent", Target: "udp://h:1", Port: 1},
+		{Name: "webport", Target: "https://h:1", Port: 1, Auth: protocol.AuthNone},
+		{Name: "proxyudp", Target: "udp://h:1", Port: 2, Auth: protocol.AuthNone, ProxyProtocol: true},
+		{Name: "udp-a", Target: "udp://h:1", Port: 7, Auth: protocol.AuthNone},
+		{Name: "udp-b", Target: "udp://h:2", Port: 7, Auth: protocol.AuthNone},
+		{Name: "tcp-a", Target: "tcp://h:2", Port: 7, Auth: protocol.AuthNone},
 	})
 	if err == nil {
 		t.Fatal("accepted")
@@ -74,13 +90,20 @@ func TestSetReportsEverything(t *testing.T) {
 		`service "passca"`, "leave them out",
 		`service "dup"`, "(config)", "(exposed)",
 		`services "one" and "two" both want h.example.org`,
+		`service "portless"`, "udp needs a public port",
+		`service "silent"`, "say so with auth none",
+		`service "webport"`, "use a tcp:// or udp:// target",
+		`service "proxyudp"`, "begins a connection, and udp has none",
+		`services "udp-a" and "udp-b" both want UDP port 7`,
 	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("the error does not say %s:\n%v", want, err)
 		}
 	}
-	if strings.Contains(err.Error(), `"keep"`) {
-		t.Errorf("a good service is blamed:\n%v", err)
+	for _, good := range []string{`"keep"`, `"tcp-a"`} {
+		if strings.Contains(err.Error(), good) {
+			t.Errorf("a good service is blamed:\n%v", err)
+		}
 	}
 	// All or nothing.
 	if got := table.Services(); len(got) != 1 || got[0].Name != "keep" {

@@ -15,11 +15,12 @@ const (
 	SchemeHTTPS = "https"
 	SchemeH2C   = "h2c"
 	SchemeTCP   = "tcp"
+	SchemeUDP   = "udp"
 )
 
 // A Target is where a service lives at home and what is spoken there.
 type Target struct {
-	Scheme string // SchemeHTTP, SchemeHTTPS, SchemeH2C or SchemeTCP
+	Scheme string // one of the above
 	Unix   string // path of a unix socket; empty: Host and Port
 	Host   string // lower-case name, or address without brackets
 	Port   uint16
@@ -42,8 +43,11 @@ func (t Target) hostPort() string { return net.JoinHostPort(t.Host, strconv.Itoa
 
 // dialArgs returns what net.Dial takes.
 func (t Target) dialArgs() (network, address string) {
-	if t.Unix != "" {
+	switch {
+	case t.Unix != "":
 		return "unix", t.Unix
+	case t.Scheme == SchemeUDP:
+		return "udp", t.hostPort()
 	}
 	return "tcp", t.hostPort()
 }
@@ -74,9 +78,9 @@ func ParseTarget(s string) (Target, error) {
 		defaultPort = "80"
 	case SchemeHTTPS:
 		defaultPort = "443"
-	case SchemeTCP:
+	case SchemeTCP, SchemeUDP:
 	default:
-		return Target{}, fmt.Errorf("target scheme %q is not known: use http, https, h2c, tcp, unix:/path or tcp+unix:/path", scheme)
+		return Target{}, fmt.Errorf("target scheme %q is not known: use http, https, h2c, tcp, udp, unix:/path or tcp+unix:/path", scheme)
 	}
 	// A password in a target must not reach a log: no error below this line
 	// repeats what comes before an @.

@@ -21,6 +21,8 @@ func TestParseTarget(t *testing.T) {
 		"HTTPS://nas.local:5001":     "https://nas.local:5001",
 		"h2c://127.0.0.1:50051":      "h2c://127.0.0.1:50051",
 		"tcp://my_pi:22":             "tcp://my_pi:22",
+		"udp://127.0.0.1:51820":      "udp://127.0.0.1:51820",
+		"UDP://wg.local:51820":       "udp://wg.local:51820",
 		"unix:/run/app.sock":         "unix:/run/app.sock",
 		"unix:///run/app.sock":       "unix:/run/app.sock",
 		"tcp+unix:/run/docker.sock":  "tcp+unix:/run/docker.sock",
@@ -50,6 +52,8 @@ func TestParseTargetRefuses(t *testing.T) {
 		"http://joe:secret@h:80":            "user name or password",
 		"ftp://h":                           "not known",
 		"tcp://h":                           "has no port",
+		"udp://h":                           "has no port",
+		"udp+unix:/x":                       "host",
 		"tcp://":                            "has no port",
 		"http://":                           "no host",
 		"http://h:":                         "has no port",
@@ -77,7 +81,7 @@ func TestParseTargetRefuses(t *testing.T) {
 }
 
 func FuzzParseTarget(f *testing.F) {
-	for _, s := range []string{"127.0.0.1:8123", "https://[fe80::1%eth0]:1/", "unix:/x", "tcp+unix:///x", "http://a@b"} {
+	for _, s := range []string{"127.0.0.1:8123", "https://[fe80::1%eth0]:1/", "unix:/x", "udp://h:1", "tcp+unix:///x", "http://a@b"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {

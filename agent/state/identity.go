@@ -26,6 +26,7 @@ type Identity struct {
 	ServerName string            // the tunnel's random server name
 	Name       string            // how the relay calls this agent
 	Domain     string            // names are claimed below this
+	DeviceCA   *x509.Certificate // the relay's device CA, as it said at the join; nil: an older relay
 }
 
 // ID returns the agent's name on the wire.
@@ -45,8 +46,9 @@ type identityJSON struct {
 	ServerName string `json:"server_name"`
 	Name       string `json:"name"`
 	Domain     string `json:"domain"`
-	Cert       string `json:"cert"` // PEM
-	CA         string `json:"ca"`   // PEM
+	Cert       string `json:"cert"`                // PEM
+	CA         string `json:"ca"`                  // PEM
+	DeviceCA   string `json:"device_ca,omitempty"` // PEM
 }
 
 // Key returns the agent's private key and makes it at the first call. It is on
@@ -123,7 +125,13 @@ func (d *Dir) decode(j identityJSON) (*Identity, error) {
 	if err != nil {
 		return nil, err
 	}
-	id := &Identity{Key: key, Cert: cert, CA: ca, Relay: j.Relay, ServerName: j.ServerName, Name: j.Name, Domain: j.Domain}
+	var deviceCA *x509.Certificate
+	if j.DeviceCA != "" {
+		if deviceCA, err = pki.DecodeCert([]byte(j.DeviceCA)); err != nil {
+			return nil, fmt.Errorf("device CA: %w", err)
+		}
+	}
+	id := &Identity{DeviceCA: deviceCA, Key: key, Cert: cert, CA: ca, Relay: j.Relay, ServerName: j.ServerName, Name: j.Name, Domain: j.Domain}
 	return id, id.Check()
 }
 
@@ -153,8 +161,12 @@ func (d *Dir) SaveIdentity(i *Identity) error {
 	if err := i.Check(); err != nil {
 		return fmt.Errorf("store the identity: %w", err)
 	}
+	deviceCA := ""
+	if i.DeviceCA != nil {
+		deviceCA = string(pki.EncodeCert(i.DeviceCA))
+	}
 	return d.saveJSON(identityFile, identityJSON{
-		Version: 1, Relay: i.Relay, ServerName: i.ServerName, Name: i.Name, Domain: i.Domain,
+		Version: 1, DeviceCA: deviceCA, Relay: i.Relay, ServerName: i.ServerName, Name: i.Name, Domain: i.Domain,
 		Cert: string(pki.EncodeCert(i.Cert)), CA: string(pki.EncodeCert(i.CA)),
 	})
 }
