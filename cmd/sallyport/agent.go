@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -40,15 +41,17 @@ func agentCommand(io stdio) *cli.Command {
 				Name:      "expose",
 				Usage:     "offer one more service, now and after restarts",
 				ArgsUsage: "NAME TARGET",
-				Description: "TARGET: http://, https://, h2c://, tcp://HOST:PORT, unix:/path, or HOST:PORT for http.\n" +
-					"The agent must be running; the tunnel stays up.",
+				Description: "TARGET: http://, https://, h2c://, tcp://HOST:PORT, unix:/path, HOST:PORT for http, or udp://HOST:PORT with --port.\n" +
+					"The agent must be running; the tunnel stays up.\n" +
+					"With --tls relay the relay can read what visitors say; with agent and backend it cannot.",
 				OnUsageError: onUsageError,
 				Flags: []cli.Flag{
 					dataFlag(defaultAgentData),
 					&cli.StringFlag{Name: "host", Usage: "public `NAME`, exact or *.x; default NAME.DOMAIN"},
 					&cli.StringFlag{Name: "path", Usage: "publish below `PREFIX`, such as /photos/, when several services share a host"},
 					&cli.StringFlag{Name: "auth", Usage: "`MODE`: require a device certificate, ask for one, or none", Value: protocol.AuthRequire},
-					&cli.StringFlag{Name: "tls", Usage: "`WHO` ends the visitor's TLS: relay, or backend (passed through unread)", Value: protocol.TLSRelay},
+					&cli.StringFlag{Name: "tls", Usage: "`WHO` ends the visitor's TLS: relay; agent (here, with a key that stays at home); or backend (passed through unread)", Value: protocol.TLSRelay},
+					&cli.IntFlag{Name: "port", Usage: "the relay's public port `N` for this service alone, TCP or, for udp://, UDP: open to everybody, so --auth none must say so; the relay's owner grants it"},
 					&cli.BoolFlag{Name: "insecure-skip-verify", Usage: "https: accept any certificate of the target"},
 					&cli.StringFlag{Name: "server-name", Usage: "https: verify for `NAME` instead of the target's host"},
 					&cli.StringFlag{Name: "ca", Usage: "https: trust only the CAs in PEM `FILE`"},
@@ -78,6 +81,8 @@ func agentFlags() []cli.Flag {
 		dataFlag(defaultAgentData),
 		&cli.StringFlag{Name: "token-file", Usage: "read the join token from `FILE`", EnvVars: []string{"SALLYPORT_TOKEN_FILE"}},
 		&cli.StringSliceFlag{Name: "expose", Usage: "offer `NAME=TARGET`, such as ha=127.0.0.1:8123, from now on, as agent expose does (undo: agent unexpose NAME); a NAME of the file is replaced for this run only; repeat for more"},
+		&cli.StringFlag{Name: "lan", Usage: "serve what has --tls agent on the home network too, at `ADDRESS` such as :8443, or on for that one; off: not", EnvVars: []string{"SALLYPORT_LAN"}},
+		&cli.StringFlag{Name: "device-ca", Usage: "`WHERE` devices for --tls agent come from: home, where the relay can make none, or relay", DefaultText: "home", EnvVars: []string{"SALLYPORT_DEVICE_CA"}},
 		&cli.StringFlag{Name: "mqtt", Usage: "the home broker is at `URL`, such as tcp://127.0.0.1:1883; wins over mqtt.broker of the file", EnvVars: []string{"SALLYPORT_MQTT"}},
 		&cli.StringSliceFlag{Name: "transport", Usage: "only `TRANSPORT`, quic or tcp, repeat for an order; default both, raced", EnvVars: []string{"SALLYPORT_TRANSPORT"}},
 		&cli.StringFlag{Name: "name", Usage: "the relay may call this home `NAME`; default the host's name", EnvVars: []string{"SALLYPORT_NAME"}},
@@ -224,11 +229,18 @@ func agentExpose(c *cli.Context, io stdio) error {
 	if c.NArg() != 2 {
 		return usageError("for example: sallyport agent expose ha 127.0.0.1:8123", "agent expose takes NAME and TARGET")
 	}
+	port, err := portArg(c)
+	if err != nil {
+		return err
+	}
 	s := control.Service{
-		Name: c.Args().Get(0), Target: c.Args().Get(1), Host: c.String("host"), Path: c.String("path"),
-		TLS: c.String("tls"), InsecureSkipVerify: c.Bool("insecure-skip-verify"),
-		ServerName: c.String("server-name"), HTTP2: c.Bool("http2"), ProxyProtocol: c.Bool("proxy-protocol"),
+		Name: c.Args().Get(0), Target: c.Args().Get(1), Host: c.String("host"), Path: c.String("path"), Port: port,
+		InsecureSkipVerify: c.Bool("insecure-skip-verify"),
+		ServerName:         c.String("server-name"), HTTP2: c.Bool("http2"), ProxyProtocol: c.Bool("proxy-protocol"),
 		RemoteUser: c.Bool("remote-user"),
+	}
+	if port == 0 || c.IsSet("tls") { // a port of its own has no TLS of ours
+		s.TLS = c.String("tls")
 	}
 	if c.IsSet("auth") { // what is passed through unread has none of its own
 		s.Auth = c.String("auth")
@@ -279,6 +291,7 @@ func exposeLine(s control.Service) string {
 		{"path", s.Path, ""},
 		{"auth", s.Auth, ""},
 		{"tls", s.TLS, protocol.TLSRelay},
+		{"port", portText(s.Port), ""},
 		{"server-name", s.ServerName, ""},
 		{"ca", s.CAFile, ""},
 		{"cert", s.ClientCert, ""},
@@ -299,17 +312,30 @@ func exposeLine(s control.Service) string {
 	return b.String()
 }
 
+func portText(port uint16) string {
+	if port == 0 {
+		return ""
+	}
+	return strconv.Itoa(int(port))
+}
+
 // whoMayCome says in words what auth and tls of a service mean.
 func whoMayCome(s control.Service) string {
+	unread := ""
+	if s.TLS == protocol.TLSAgent {
+		unread = "; end to end: the relay cannot read it"
+	}
 	switch {
+	case s.Port != 0:
+		return "open to everybody; the service itself decides who may come in"
 	case s.TLS == protocol.TLSBackend:
 		return "passed through unread; the service itself decides who may come in"
 	case s.Auth == protocol.AuthNone:
-		return "open to everybody"
+		return "open to everybody" + unread
 	case s.Auth == protocol.AuthAsk:
-		return "for devices with a certificate; others see a page that says so"
+		return "for devices with a certificate; others see a page that says so" + unread
 	}
-	return "for devices with a certificate only"
+	return "for devices with a certificate only" + unread
 }
 
 func agentUnexpose(c *cli.Context, io stdio) error {

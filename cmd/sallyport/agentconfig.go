@@ -24,6 +24,7 @@ type agentFile struct {
 	Services  []serviceEntry `yaml:"services"`
 	MQTT      agentMQTT      `yaml:"mqtt"`
 	Actions   []actionEntry  `yaml:"actions"`
+	EndToEnd  endToEnd       `yaml:"end_to_end"`
 	Log       logSettings    `yaml:"log"`
 }
 
@@ -35,6 +36,7 @@ type serviceEntry struct {
 	Path               string `yaml:"path"`
 	Auth               string `yaml:"auth"`
 	TLS                string `yaml:"tls"`
+	Port               int    `yaml:"port"`
 	InsecureSkipVerify bool   `yaml:"insecure_skip_verify"`
 	ServerName         string `yaml:"server_name"`
 	CA                 string `yaml:"ca"`
@@ -48,6 +50,7 @@ type serviceEntry struct {
 func (e serviceEntry) entry() service.Entry {
 	return service.Entry{
 		Name: e.Name, Target: e.To, Host: e.Host, Path: e.Path, Auth: e.Auth, TLS: e.TLS,
+		Port:               uint16(min(max(e.Port, 0), 65535)), // the schema has told of what is no port
 		InsecureSkipVerify: e.InsecureSkipVerify, ServerName: e.ServerName, CAFile: e.CA,
 		ClientCert: e.Cert, ClientKey: e.Key, HTTP2: e.HTTP2, ProxyProtocol: e.ProxyProtocol, RemoteUser: e.RemoteUser,
 		Origin: service.OriginConfig,
@@ -86,6 +89,7 @@ func loadAgent(c *cli.Context) (agentConfig, logSettings, error) {
 		conf.Services = append(conf.Services, s.entry())
 	}
 	errs := conf.takeMQTT(c, file, af)
+	errs = append(errs, conf.takeEndToEnd(c, file, af)...)
 	if file != nil {
 		errs = append(errs, file.Err())
 	}
@@ -142,6 +146,7 @@ func sameRun(old, next agentConfig) error {
 		}
 	}
 	fixed = append(fixed, fixedMQTT(old.MQTT, next.MQTT)...)
+	fixed = append(fixed, fixedEndToEnd(old.EndToEnd, next.EndToEnd)...)
 	if len(fixed) > 0 {
 		return fmt.Errorf("%s cannot change while the agent runs: restart it", strings.Join(fixed, ", "))
 	}
@@ -231,6 +236,7 @@ func (e serviceEntry) culprit(mistake string) string {
 		{"key", func(e *serviceEntry) { e.Key = "" }},
 		{"http2", func(e *serviceEntry) { e.HTTP2 = false }},
 		{"remote_user", func(e *serviceEntry) { e.RemoteUser = false }},
+		{"port", func(e *serviceEntry) { e.Port = 0 }},
 		{"tls", func(e *serviceEntry) { e.TLS = "" }},
 		{"to", func(e *serviceEntry) { e.To = "" }},
 		{"name", func(e *serviceEntry) { e.Name = "" }},

@@ -15,7 +15,7 @@ import (
 	"github.com/sallyport/sallyport/mqttbridge"
 )
 
-// agentCommandKeys are the subcommands of `agent` about who may press buttons.
+// agentCommandKeys are the subcommands of `agent` about whose keys are trusted.
 func agentCommandKeys(io stdio) []*cli.Command {
 	return []*cli.Command{
 		{
@@ -55,6 +55,7 @@ func agentCommandKeys(io stdio) []*cli.Command {
 			},
 			Action: func(c *cli.Context) error { return agentPIN(c, io) },
 		},
+		confirmCommand(io),
 	}
 }
 

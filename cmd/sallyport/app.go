@@ -56,6 +56,7 @@ func newApp(io stdio) *cli.App {
 			connectCommand(io),
 			commandCommand(io),
 			statusCommand(io),
+			doctorCommand(io),
 			validateCommand(io),
 			configCommand(io),
 			completionCommand(io),

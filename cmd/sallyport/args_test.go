@@ -130,7 +130,7 @@ func TestPrintError(t *testing.T) {
 func TestCandidates(t *testing.T) {
 	for typed, want := range map[string]string{
 		"re":                          "relay",
-		"relay|":                      "up token ca certs dashboard release revoke",
+		"relay|":                      "up token grant ca certs dashboard release revoke",
 		"status|--":                   "--data --json --help",
 		"agent|expose|n|t|--auth|":    "require ask none",
 		"agent|expose|n|t|--auth|r":   "require",

@@ -23,9 +23,9 @@ func askedToComplete(args []string) (words []string, ok bool) {
 
 // valuesOf are the fixed words that flags take.
 var valuesOf = map[string][]string{
-	"auth": {"require", "ask", "none"}, "tls": {"relay", "backend"}, "certs": {"acme", "files", "internal"},
+	"auth": {"require", "ask", "none"}, "tls": {"relay", "agent", "backend"}, "certs": {"acme", "files", "internal"},
 	"decoy": {"off", "page"}, "log-format": {"text", "json"}, "log-level": {"debug", "info", "warn", "error"},
-	"transport": {"quic", "tcp"},
+	"transport": {"quic", "tcp"}, "device-ca": {"home", "relay"}, "lan": {"on", "off"},
 }
 
 // candidates lists commands, flags, or the fixed words of a flag or argument.

@@ -7,12 +7,13 @@ import (
 )
 
 // deviceCommand is everything about devices. add to clock speak to the relay
-// on this machine; enroll and renew are for a machine that is a device itself.
+// on this machine, or with --home to the agent; enroll and renew are for a
+// machine that is a device itself.
 func deviceCommand(io stdio) *cli.Command {
-	onRelay := []cli.Flag{dataFlag(defaultRelayData)}
+	ofOwner := []cli.Flag{dataFlag(defaultRelayData), homeFlag()}
 	return &cli.Command{
 		Name:         "device",
-		Usage:        "who may come in: add, list, approve, set, withdraw, revoke (on the relay's machine); enroll and renew (on a device)",
+		Usage:        "who may come in: add, list, approve, set, withdraw, revoke (on the relay's machine, with --home on the agent's); enroll and renew (on a device)",
 		OnUsageError: onUsageError,
 		Subcommands: []*cli.Command{
 			{
@@ -22,7 +23,7 @@ func deviceCommand(io stdio) *cli.Command {
 				Description: "Prints a one-time link and its QR code: whoever opens it first makes the key on his own device and becomes NAME.\n" +
 					"Instead of the link: --csr signs a request made elsewhere; --pem and --p12 make the key here; --token makes a secret\n" +
 					"for a visitor that cannot hold a certificate. With '' as NAME whoever opens the link names the device; that always waits\n" +
-					"for `device approve`.",
+					"for `device approve`.\n" + aboutHome,
 				OnUsageError: onUsageError,
 				Flags:        deviceAddFlags(),
 				Action:       func(c *cli.Context) error { return deviceAdd(c, io) },
@@ -31,23 +32,28 @@ func deviceCommand(io stdio) *cli.Command {
 				Name:         "list",
 				Usage:        "list requests that wait for approval, links that nobody used yet, devices and tokens",
 				OnUsageError: onUsageError,
-				Flags:        append(onRelay, jsonFlag()),
+				Flags:        append(ofOwner, jsonFlag()),
 				Action:       func(c *cli.Context) error { return deviceList(c, io) },
 			},
 			{
-				Name:         "approve",
-				Usage:        "let a waiting device in, after comparing the words on both screens",
-				ArgsUsage:    "ID|NAME",
+				Name:      "approve",
+				Usage:     "let a waiting device in, after comparing the words on both screens",
+				ArgsUsage: "ID|NAME",
+				Description: "With --home it shows the words and asks. A page that a hostile relay made up can show any words: only\n" +
+					"`sallyport device enroll` makes them itself, from the key that it has.",
 				OnUsageError: onUsageError,
-				Flags:        onRelay,
-				Action:       func(c *cli.Context) error { return deviceApprove(c, io) },
+				Flags: append(ofOwner,
+					&cli.StringFlag{Name: "words", Usage: "with --home: let in who has these `WORDS`, without asking: those that the device shows"},
+					&cli.BoolFlag{Name: "yes", Usage: "with --home: do not compare"},
+				),
+				Action: func(c *cli.Context) error { return deviceApprove(c, io) },
 			},
 			{
 				Name:         "deny",
 				Usage:        "turn a waiting device away",
 				ArgsUsage:    "ID|NAME",
 				OnUsageError: onUsageError,
-				Flags:        onRelay,
+				Flags:        ofOwner,
 				Action:       func(c *cli.Context) error { return deviceDeny(c, io) },
 			},
 			{
@@ -55,7 +61,7 @@ func deviceCommand(io stdio) *cli.Command {
 				Usage:        "change what a device may do; holds at once, also for its live connections",
 				ArgsUsage:    "NAME",
 				OnUsageError: onUsageError,
-				Flags: append(onRelay,
+				Flags: append(ofOwner,
 					&cli.StringSliceFlag{Name: "hosts", Usage: "`HOST`, label or pattern it may visit from now on; repeat or separate by commas"},
 					&cli.BoolFlag{Name: "all-hosts", Usage: "it may visit all hosts"},
 					untilFlagOf(untilUsage, ""),
@@ -70,7 +76,7 @@ func deviceCommand(io stdio) *cli.Command {
 				Usage:        "shut a device out; its live connections end within a second",
 				ArgsUsage:    "NAME",
 				OnUsageError: onUsageError,
-				Flags:        onRelay,
+				Flags:        ofOwner,
 				Action:       func(c *cli.Context) error { return deviceRevoke(c, io) },
 			},
 			{
@@ -78,7 +84,7 @@ func deviceCommand(io stdio) *cli.Command {
 				Usage:        "make a link that nobody used yet open nothing; `device list` shows their IDs",
 				ArgsUsage:    "ID",
 				OnUsageError: onUsageError,
-				Flags:        onRelay,
+				Flags:        ofOwner,
 				Action:       func(c *cli.Context) error { return deviceWithdraw(c, io) },
 			},
 			{
@@ -88,13 +94,13 @@ func deviceCommand(io stdio) *cli.Command {
 					"the relay holds on to that moment, and shuts devices out before their end; `sallyport status` warns of it. Put the clock right\n" +
 					"first, then run this. Not when the clock fell back: then the relay is right, and the clock is to be set.",
 				OnUsageError: onUsageError,
-				Flags:        append(onRelay, &cli.BoolFlag{Name: "reset", Usage: "believe this machine's clock again"}),
+				Flags:        append(ofOwner, &cli.BoolFlag{Name: "reset", Usage: "believe this machine's clock again"}),
 				Action:       func(c *cli.Context) error { return deviceClock(c, io) },
 			},
 			{
 				Name:  "enroll",
-				Usage: "make this machine a device: key made here, certificate from the relay",
-				Description: "The code is what `device add NAME` printed on the relay's machine, alone or as the whole link. It is read from a file or\n" +
+				Usage: "make this machine a device: key made here, certificate from the relay or the home",
+				Description: "The code is what `device add NAME` printed on the relay's machine or at home, alone or as the whole link. It is read from a file or\n" +
 					"stdin, so that no other user of this machine sees it: sallyport device enroll --code-file - --out ~/sallyport\n" +
 					"On a terminal it asks for it, and takes one line.",
 				OnUsageError: onUsageError,
@@ -130,10 +136,12 @@ func deviceCommand(io stdio) *cli.Command {
 func deviceAddFlags() []cli.Flag {
 	return []cli.Flag{
 		dataFlag(defaultRelayData),
+		homeFlag(),
 		&cli.StringSliceFlag{Name: "hosts", Usage: "`HOST`, label or pattern it may visit; repeat or separate by commas; default all"},
 		untilFlagOf("for a guest: "+untilUsage, "with its certificate, after a year"),
 		&cli.BoolFlag{Name: "admin", Usage: "it may open the dashboard at admin.DOMAIN (relay up --admin-host)"},
-		&cli.BoolFlag{Name: "approve", Usage: "with the link: it waits until you approve it (device approve); always so without a name"},
+		&cli.BoolFlag{Name: "approve", Usage: "with the link: it waits until you approve it (device approve); always so without a name, and with --home unless --no-approve"},
+		&cli.BoolFlag{Name: "no-approve", Usage: "with the link and --home: whoever opens it first comes in"},
 		&cli.DurationFlag{Name: "ttl", Usage: "the link is valid for `DURATION`, at most 168h", Value: 15 * time.Minute},
 		&cli.StringFlag{Name: "csr", Usage: "sign the request in PEM `FILE`; only its key is used"},
 		&cli.StringFlag{Name: "pem", Usage: "make the key here; write NAME.crt and NAME.key to `DIR`"},

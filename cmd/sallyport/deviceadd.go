@@ -20,7 +20,7 @@ var ways = []string{"csr", "pem", "p12", "token"}
 // goesWith names the flags of `device add` that only some ways know; "link"
 // is the way without a flag.
 var goesWith = map[string][]string{
-	"password-file": {"p12"}, "modern": {"p12"}, "path": {"token"}, "out": {"csr", "token"}, "approve": {"link"}, "ttl": {"link"},
+	"password-file": {"p12"}, "modern": {"p12"}, "path": {"token"}, "out": {"csr", "token"}, "approve": {"link"}, "no-approve": {"link"}, "ttl": {"link"},
 	"admin": {"link", "csr", "pem", "p12"},
 }
 
@@ -65,7 +65,7 @@ func wayOf(c *cli.Context) (string, error) {
 		}
 		way = f
 	}
-	for _, f := range []string{"password-file", "modern", "path", "out", "approve", "ttl", "admin"} {
+	for _, f := range []string{"password-file", "modern", "path", "out", "approve", "no-approve", "ttl", "admin"} {
 		fits := goesWith[f]
 		if !c.IsSet(f) || slices.Contains(fits, way) {
 			continue
@@ -78,18 +78,18 @@ func wayOf(c *cli.Context) (string, error) {
 		}
 		return "", usageError("", "--%s goes with --%s only", f, strings.Join(fits, " and --"))
 	}
-	return way, nil
+	return way, fitsHome(c, way)
 }
 
 // deviceInvite prints the link alone on stdout, so that it can be sent on; what
 // a person needs beside it goes to stderr.
 func deviceInvite(c *cli.Context, io stdio, until time.Time) error {
 	name := c.Args().First()
-	client := admin.NewClient(c.String("data"))
-	earlier := name != "" && linkWaits(c, client, name)
-	inv, err := client.Invite(c.Context, admin.InviteRequest{
+	k := keeperOf(c)
+	earlier := name != "" && linkWaits(c, k, name)
+	inv, err := k.Invite(c.Context, admin.InviteRequest{
 		Name: name, Hosts: c.StringSlice("hosts"), Until: until, TTL: int64(c.Duration("ttl") / time.Second),
-		Admin: c.Bool("admin"), Approve: c.Bool("approve") || name == "",
+		Admin: c.Bool("admin"), Approve: k.approves(c) || name == "",
 	})
 	if err != nil {
 		return err
@@ -107,8 +107,8 @@ func deviceInvite(c *cli.Context, io stdio, until time.Time) error {
 	if !until.IsZero() {
 		fmt.Fprintf(io.err, "the device is shut out on %s\n", moment(until))
 	}
-	warnHosts(c, io, client, c.StringSlice("hosts"))
-	at := dataArg(c.String("data"), defaultRelayData)
+	k.warnHosts(c, io, c.StringSlice("hosts"))
+	at := k.at
 	if name == "" {
 		fmt.Fprintf(io.err, "whoever opens it first names the device, so that it always waits for you; who waits: sallyport device list%s\n"+
 			"undo: sallyport device withdraw ID%s   (device list shows the ID, too)\n", at, at)
@@ -117,14 +117,17 @@ func deviceInvite(c *cli.Context, io stdio, until time.Time) error {
 	if inv.Approve {
 		fmt.Fprintf(io.err, "then compare the words on its screen and let it in: sallyport device approve %s%s\n", name, at)
 	}
+	if k.home && !inv.Approve {
+		fmt.Fprint(io.err, "warning: it opens the home by itself, also to a relay that shows a false page\n")
+	}
 	fmt.Fprintf(io.err, "whoever opens it first becomes %s: send it to nobody else\n%s", name, undoDevice(c))
 	return nil
 }
 
 // linkWaits reports whether nobody used the last link for a name yet: a new
-// one voids it. Where the relay does not tell, nothing is said of it.
-func linkWaits(c *cli.Context, client *admin.Client, name string) bool {
-	links, _ := client.Invites(c.Context)
+// one voids it. Where that is not told, nothing is said of it.
+func linkWaits(c *cli.Context, k keeper, name string) bool {
+	links, _ := k.Invites(c.Context)
 	return slices.ContainsFunc(links, func(l admin.WaitingInvite) bool { return l.Name == name })
 }
 
@@ -161,5 +164,5 @@ func writable(c *cli.Context) error {
 }
 
 func undoDevice(c *cli.Context) string {
-	return fmt.Sprintf("undo: sallyport device revoke %s%s\n", c.Args().First(), dataArg(c.String("data"), defaultRelayData))
+	return fmt.Sprintf("undo: sallyport device revoke %s%s\n", c.Args().First(), keeperOf(c).at)
 }

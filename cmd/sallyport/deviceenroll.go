@@ -34,9 +34,6 @@ func deviceEnroll(c *cli.Context, io stdio) error {
 	e := machine.Enrolment{
 		Dir: c.String("out"), Address: c.String("address"), Name: c.String("name"), RSA: c.Bool("rsa"), Hostname: shortHostname(),
 		Words: enroll.Words,
-		Waiting: func(name, words string) {
-			fmt.Fprintf(io.err, "%s waits for the relay's owner: sallyport device approve %s\nthere these words must be shown:\n\n  %s\n\n", name, name, words)
-		},
 	}
 	text, err := readCode(c.Context, c.String("code-file"), io)
 	if err != nil {
@@ -44,6 +41,13 @@ func deviceEnroll(c *cli.Context, io stdio) error {
 	}
 	if e.Relay, e.Code, err = relayAndCode(c.String("relay"), text); err != nil {
 		return usageError(example, "%w", err)
+	}
+	owner, flag := "the relay", ""
+	if enrolsAtHome(e.Relay) {
+		owner, flag = "the agent", " --home"
+	}
+	e.Waiting = func(name, words string) {
+		fmt.Fprintf(io.err, "%s waits for %s's owner: sallyport device approve %s%s\nthere these words must be shown:\n\n  %s\n\n", name, owner, name, flag, words)
 	}
 	if f := c.String("ca"); f != "" {
 		if e.Root, err = os.ReadFile(f); err != nil {
@@ -62,8 +66,8 @@ func deviceEnroll(c *cli.Context, io stdio) error {
 		fmt.Fprintf(io.out, "%s is the root that the relay's hosts are verified with\n", root)
 	}
 	fmt.Fprint(io.out, tryIt(d))
-	fmt.Fprintf(io.out, "valid until %s; renew in time with: sallyport device renew %s\nundo, on the relay's machine: sallyport device revoke %s\n",
-		moment(d.Cert.NotAfter), quoted(d.Dir), d.Name)
+	fmt.Fprintf(io.out, "valid until %s; renew in time with: sallyport device renew %s\nundo, on %s's machine: sallyport device revoke %s%s\n",
+		moment(d.Cert.NotAfter), quoted(d.Dir), owner, d.Name, flag)
 	return nil
 }
 
@@ -78,6 +82,9 @@ func tryIt(d *machine.Device) string {
 		line += " --connect-to ::" + d.Address()
 	}
 	_, domain, _ := strings.Cut(d.CheckURL(), "://check.")
+	if enrolsAtHome(d.CheckURL()) { // its services are beside its own name, not below
+		_, domain, _ = strings.Cut(domain, ".")
+	}
 	host, port := splitHost(domain)
 	if host = "HOST." + host; port != "443" {
 		host += ":" + port

@@ -15,16 +15,16 @@ import (
 	"github.com/sallyport/sallyport/relay/devices"
 )
 
-// request asks the relay for a certificate.
+// request asks whoever keeps the devices for a certificate.
 func request(c *cli.Context, io stdio, csr []byte, until time.Time) (admin.IssuedDevice, *x509.Certificate, *x509.Certificate, error) {
-	client := admin.NewClient(c.String("data"))
-	issued, err := client.AddDevice(c.Context, admin.DeviceRequest{
+	k := keeperOf(c)
+	issued, err := k.AddDevice(c.Context, admin.DeviceRequest{
 		Name: c.Args().First(), CSR: csr, Hosts: c.StringSlice("hosts"), Until: until, Admin: c.Bool("admin"),
 	})
 	if err != nil {
 		return issued, nil, nil, err
 	}
-	warnHosts(c, io, client, issued.Device.Hosts)
+	k.warnHosts(c, io, issued.Device.Hosts)
 	cert, err1 := x509.ParseCertificate(issued.Cert)
 	ca, err2 := x509.ParseCertificate(issued.CA)
 	return issued, cert, ca, errors.Join(err1, err2)
@@ -57,8 +57,14 @@ func deviceAddCSR(c *cli.Context, io stdio, until time.Time) error {
 	return nil
 }
 
-// travels warns where the key is not made on the device that uses it.
-const travels = "warning: the key was made here and has to travel; a link makes it on the device: sallyport device add NAME\n"
+// travels warns where the key is not made on the device that uses it. At home
+// that is a way to be sure: no page is involved that the relay could make up.
+func (k keeper) travels() string {
+	if k.home {
+		return "note: the key was made here and has to travel: carry it by hand, not through the relay\n"
+	}
+	return "warning: the key was made here and has to travel; a link makes it on the device: sallyport device add NAME\n"
+}
 
 func deviceAddHere(c *cli.Context, io stdio, until time.Time) error {
 	name := c.Args().First()
@@ -106,12 +112,12 @@ func deviceAddHere(c *cli.Context, io stdio, until time.Time) error {
 		fmt.Fprintln(io.out, password)
 	}
 	fmt.Fprintf(io.err, "wrote %s; install it on %s, type the password there, then delete the file\n%s%s",
-		c.String("p12"), name, travels, undoDevice(c))
+		c.String("p12"), name, keeperOf(c).travels(), undoDevice(c))
 	return nil
 }
 
 // takeBack revokes what was issued but could not be kept.
 func takeBack(c *cli.Context, cause error) error {
-	_, err := admin.NewClient(c.String("data")).RevokeDevice(c.Context, c.Args().First())
+	_, err := keeperOf(c).RevokeDevice(c.Context, c.Args().First())
 	return errors.Join(fmt.Errorf("%s was added, but the result could not be kept, so it is revoked again: %w", c.Args().First(), cause), err)
 }

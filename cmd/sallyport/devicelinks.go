@@ -35,25 +35,25 @@ func printLinks(out io.Writer, links []admin.WaitingInvite, at string) {
 }
 
 func deviceWithdraw(c *cli.Context, io stdio) error {
+	k := keeperOf(c)
 	if c.NArg() != 1 {
-		return usageError("`sallyport device list"+dataArg(c.String("data"), defaultRelayData)+"` shows the links that wait.", "device withdraw takes one ID")
+		return usageError("`sallyport device list"+k.at+"` shows the links that wait.", "device withdraw takes one ID")
 	}
-	id, at := c.Args().First(), dataArg(c.String("data"), defaultRelayData)
-	client := admin.NewClient(c.String("data"))
-	links, _ := client.Invites(c.Context) // for undoing only
-	if err := client.WithdrawInvite(c.Context, id); err != nil {
+	id := c.Args().First()
+	links, _ := k.Invites(c.Context) // for undoing only
+	if err := k.WithdrawInvite(c.Context, id); err != nil {
 		return err
 	}
 	fmt.Fprintf(io.out, "link %s opens nothing any more\n", id)
 	for _, l := range links {
 		if l.ID == id {
-			undoAgain(io.out, "a new link", rightsOfLink(l), l.Name, at)
+			undoAgain(io.out, "a new link", rightsOfLink(l), l.Name, k.at)
 		}
 	}
 	return nil
 }
 
-// deviceClock lets the relay believe this machine's clock again.
+// deviceClock lets relay or home believe this machine's clock again.
 func deviceClock(c *cli.Context, io stdio) error {
 	if err := noArgs(c); err != nil {
 		return err
@@ -61,7 +61,7 @@ func deviceClock(c *cli.Context, io stdio) error {
 	if !c.Bool("reset") {
 		return usageError("see `sallyport device clock --help` for when to use it", "device clock: nothing to do without --reset")
 	}
-	if err := admin.NewClient(c.String("data")).ResetClock(c.Context); err != nil {
+	if err := keeperOf(c).ResetClock(c.Context); err != nil {
 		return err
 	}
 	fmt.Fprintf(io.out, "devices are judged by this machine's clock again; it says %s\nis that wrong? set it: timedatectl set-ntp true\n",

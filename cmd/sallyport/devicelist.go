@@ -19,16 +19,16 @@ func deviceList(c *cli.Context, io stdio) error {
 	if err := noArgs(c); err != nil {
 		return err
 	}
-	client := admin.NewClient(c.String("data"))
-	found, err := client.Devices(c.Context)
+	k := keeperOf(c)
+	found, err := k.Devices(c.Context)
 	if err != nil {
 		return err
 	}
-	requests, err := client.Requests(c.Context)
+	requests, err := k.Requests(c.Context)
 	if err != nil {
 		return err
 	}
-	links, err := client.Invites(c.Context)
+	links, err := k.Invites(c.Context)
 	if err != nil {
 		return err
 	}
@@ -40,7 +40,7 @@ func deviceList(c *cli.Context, io stdio) error {
 			Devices  []admin.Device        `json:"devices"`
 		}{admin.Schema, list(requests), list(links), list(found)})
 	}
-	at := dataArg(c.String("data"), defaultRelayData)
+	at := k.at
 	if len(found) == 0 && len(requests) == 0 && len(links) == 0 {
 		fmt.Fprintf(io.out, "no devices; add one with: sallyport device add NAME%s\n", at)
 		return nil
@@ -148,10 +148,15 @@ func deviceState(d admin.Device, now time.Time) string {
 func hostsText(hosts []string) string { return firstOf(strings.Join(hosts, ","), "all") }
 
 func deviceApprove(c *cli.Context, io stdio) error {
+	k := keeperOf(c)
 	if c.NArg() != 1 {
-		return usageError("`sallyport device list"+dataArg(c.String("data"), defaultRelayData)+"` shows who waits.", "device approve takes one ID or NAME")
+		return usageError("`sallyport device list"+k.at+"` shows who waits.", "device approve takes one ID or NAME")
 	}
-	q, err := admin.NewClient(c.String("data")).Approve(c.Context, c.Args().First())
+	id, err := k.compared(c, io)
+	if err != nil {
+		return err
+	}
+	q, err := k.Approve(c.Context, id)
 	if err != nil {
 		return err
 	}
@@ -160,30 +165,31 @@ func deviceApprove(c *cli.Context, io stdio) error {
 		sign = "key was: " + cmp.Or(q.Fingerprint(), "?")
 	}
 	fmt.Fprintf(io.out, "%s may come in (%s)\nits %s\nundo: sallyport device revoke %s%s\n",
-		q.Name, hostsText(q.Hosts), sign, q.Name, dataArg(c.String("data"), defaultRelayData))
+		q.Name, hostsText(q.Hosts), sign, q.Name, k.at)
 	return nil
 }
 
 func deviceDeny(c *cli.Context, io stdio) error {
+	k := keeperOf(c)
 	if c.NArg() != 1 {
-		return usageError("`sallyport device list"+dataArg(c.String("data"), defaultRelayData)+"` shows who waits.", "device deny takes one ID or NAME")
+		return usageError("`sallyport device list"+k.at+"` shows who waits.", "device deny takes one ID or NAME")
 	}
-	q, err := admin.NewClient(c.String("data")).Deny(c.Context, c.Args().First())
+	q, err := k.Deny(c.Context, c.Args().First())
 	if err != nil {
 		return err
 	}
 	fmt.Fprintf(io.out, "%s is turned away\n", firstOf(q.Name, q.ID))
-	undoAgain(io.out, "a new link", rightsOfRequest(q), q.Name, dataArg(c.String("data"), defaultRelayData))
+	undoAgain(io.out, "a new link", rightsOfRequest(q), q.Name, k.at)
 	return nil
 }
 
 func deviceRevoke(c *cli.Context, io stdio) error {
+	k, name := keeperOf(c), c.Args().First()
 	if c.NArg() != 1 {
-		return usageError("`sallyport device list"+dataArg(c.String("data"), defaultRelayData)+"` shows the names.", "device revoke takes one NAME")
+		return usageError("`sallyport device list"+k.at+"` shows the names.", "device revoke takes one NAME")
 	}
-	client, name := admin.NewClient(c.String("data")), c.Args().First()
-	had, known := onTheWay(c.Context, client, name)
-	d, err := client.RevokeDevice(c.Context, name)
+	had, known := k.onTheWay(c.Context, name)
+	d, err := k.RevokeDevice(c.Context, name)
 	if err != nil {
 		return err
 	}
@@ -194,11 +200,11 @@ func deviceRevoke(c *cli.Context, io stdio) error {
 	case d.TokenHost != "":
 		had, known, anew = rightsOf(d), true, "a new secret"
 	default:
-		had, known, pressed = rightsOf(d), true, true
+		had, known, pressed = rightsOf(d), true, !k.home // commands come through the relay
 	}
 	fmt.Fprintf(io.out, "%s %s\n", d.Name, done)
 	if known { // of what came and went meanwhile nobody knows the rights
-		undoAgain(io.out, anew, had, d.Name, dataArg(c.String("data"), defaultRelayData))
+		undoAgain(io.out, anew, had, d.Name, k.at)
 	}
 	if pressed { // homes are told; a new device of this name is trusted by nobody
 		fmt.Fprintf(io.out, "its key for commands, if it had one, is not trusted at home any more; there `sallyport agent trust` shows it (%s)\n", d.Name)
@@ -216,7 +222,8 @@ func deviceSet(c *cli.Context, io stdio) error {
 			return usageError("", "--%s and --%s exclude each other", pair[0], pair[1])
 		}
 	}
-	at := dataArg(c.String("data"), defaultRelayData)
+	k := keeperOf(c)
+	at := k.at
 	until, err := readUntil(c, "to shut it out now: sallyport device revoke NAME"+at)
 	if err != nil {
 		return err
@@ -225,12 +232,11 @@ func deviceSet(c *cli.Context, io stdio) error {
 	if !ok {
 		return usageError("`sallyport device set --help` lists what can be changed.", "device set: nothing to change")
 	}
-	client := admin.NewClient(c.String("data"))
-	before, err := client.Devices(c.Context)
+	before, err := k.Devices(c.Context)
 	if err != nil {
 		return err
 	}
-	d, err := client.ChangeDevice(c.Context, c.Args().First(), change)
+	d, err := k.ChangeDevice(c.Context, c.Args().First(), change)
 	if err != nil {
 		return err
 	}
@@ -246,10 +252,10 @@ func deviceSet(c *cli.Context, io stdio) error {
 	}
 	fmt.Fprintf(io.out, "; this holds already\n")
 	if change.Hosts != nil {
-		warnHosts(c, io, client, *change.Hosts)
+		k.warnHosts(c, io, *change.Hosts)
 	}
-	if d.Admin && change.Admin != nil {
-		warnAdminHost(c, io, client)
+	if d.Admin && change.Admin != nil && k.relay != nil {
+		warnAdminHost(c, io, k.relay)
 	}
 	i := slices.IndexFunc(before, func(b admin.Device) bool { return b.ID == d.ID })
 	if i < 0 {

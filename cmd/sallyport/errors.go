@@ -76,8 +76,8 @@ func printableLines(text string) string {
 // What relay and agent say to type is written without --data, which they do
 // not know. The commands are those of the same machine.
 var (
-	ownersCommand = regexp.MustCompile(`sallyport (status|device (add|list|approve|deny|set|revoke|withdraw|clock)|relay (token|ca|certs|dashboard|release|revoke))\b`)
-	agentsCommand = regexp.MustCompile(`sallyport (status|agent (expose|unexpose|trust|untrust|pin|found|log))\b`)
+	ownersCommand = regexp.MustCompile(`sallyport (status|doctor|device (add|list|approve|deny|set|revoke|withdraw|clock)|relay (token|grant|ca|certs|dashboard|release|revoke))\b`)
+	agentsCommand = regexp.MustCompile(`sallyport (status|doctor|agent (expose|unexpose|trust|untrust|pin|confirm-ca|found|log))\b`)
 )
 
 // repeatData puts the --data of a command line into the commands that a text

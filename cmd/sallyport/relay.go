@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -43,17 +45,22 @@ func relayCommand(io stdio) *cli.Command {
 				Flags: []cli.Flag{
 					dataFlag(defaultRelayData),
 					&cli.StringSliceFlag{Name: "hosts", Usage: "`PATTERN` of names the agent may claim, such as '*.alice.example.org'; repeat or separate by commas"},
+					&cli.StringSliceFlag{Name: "ports", Usage: "public `PORTS` that its services may have for themselves, such as 2222 or 51820/udp; repeat or separate by commas"},
 					&cli.DurationFlag{Name: "ttl", Usage: "the token is valid for `DURATION`", Value: 15 * time.Minute},
 					&cli.BoolFlag{Name: "foreign", Usage: "allow patterns outside the relay's domain"},
 				},
 				Action: func(c *cli.Context) error { return relayToken(c, io) },
 			},
+			grantCommand(io),
 			{
 				Name:         "ca",
 				Usage:        "print the root of the internal CA, PEM: what visitors must trust with --certs internal",
 				OnUsageError: onUsageError,
-				Flags:        []cli.Flag{dataFlag(defaultRelayData)},
-				Action:       func(c *cli.Context) error { return relayCA(c, io) },
+				Flags: []cli.Flag{
+					dataFlag(defaultRelayData),
+					&cli.BoolFlag{Name: "device", Usage: "the CA of devices instead, with its fingerprint: to compare at a home that asks for it"},
+				},
+				Action: func(c *cli.Context) error { return relayCA(c, io) },
 			},
 			{
 				Name:         "certs",
@@ -114,6 +121,10 @@ func relayFlags() []cli.Flag {
 		&cli.BoolFlag{Name: "mqtt-off", Usage: "no MQTT for devices and no command page", EnvVars: []string{"SALLYPORT_MQTT_OFF"}},
 		&cli.IntFlag{Name: "mqtt-commands-per-hour", Usage: "one device may send `N` commands an hour", Value: 600, EnvVars: []string{"SALLYPORT_MQTT_COMMANDS_PER_HOUR"}},
 		&cli.StringFlag{Name: "mqtt-listen", Usage: "MQTT over TLS on another `ADDRESS` too, such as :8883", EnvVars: []string{"SALLYPORT_MQTT_LISTEN"}},
+		&cli.StringFlag{Name: "dns", Usage: "answer the DNS of the domain at `ADDRESS`, such as :53, UDP and TCP; sallyport doctor says what to set at the registrar", EnvVars: []string{"SALLYPORT_DNS"}},
+		&cli.StringSliceFlag{Name: "dns-address", Usage: "with --dns: the relay's public `ADDRESS`, repeat for more", DefaultText: "the public ones of this machine", EnvVars: []string{"SALLYPORT_DNS_ADDRESS"}},
+		&cli.BoolFlag{Name: "ech-off", Usage: "with --dns: no Encrypted ClientHello", EnvVars: []string{"SALLYPORT_ECH_OFF"}},
+		&cli.StringSliceFlag{Name: "proxy-from", Usage: "a load balancer in front, at `NETWORK` such as 10.0.0.0/24, begins each connection with a PROXY protocol header", EnvVars: []string{"SALLYPORT_PROXY_FROM"}},
 		&cli.BoolFlag{Name: "open-enrolment", Usage: "take requests for certificates without a link; each waits for device approve", EnvVars: []string{"SALLYPORT_OPEN_ENROLMENT"}},
 	}, logFlags()...)
 }
@@ -164,7 +175,7 @@ func relayUp(c *cli.Context, io stdio) error {
 func listenError(err error) error {
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
-		return failed(exitFailed, "another program holds this address: stop it, or choose another one with --listen or --http", err)
+		return failed(exitFailed, "another program holds this address: stop it, or choose another one with --listen, --http or --dns", err)
 	case errors.Is(err, syscall.EACCES):
 		return failed(exitFailed, "ports below 1024 want root or CAP_NET_BIND_SERVICE, which the systemd unit in deploy/ has", err)
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
@@ -222,7 +233,7 @@ func relayToken(c *cli.Context, io stdio) error {
 		return usageError("write a duration such as --ttl 15m", "--ttl: %v is too short", c.Duration("ttl"))
 	}
 	t, err := admin.NewClient(c.String("data")).NewToken(c.Context, admin.TokenRequest{
-		Hosts: c.StringSlice("hosts"), TTL: int64(c.Duration("ttl") / time.Second), Foreign: c.Bool("foreign"),
+		Hosts: c.StringSlice("hosts"), Ports: c.StringSlice("ports"), TTL: int64(c.Duration("ttl") / time.Second), Foreign: c.Bool("foreign"),
 	})
 	if err != nil {
 		return err
@@ -239,6 +250,12 @@ func relayCA(c *cli.Context, io stdio) error {
 		return err
 	}
 	ca, err := admin.NewClient(c.String("data")).CA(c.Context)
+	if c.Bool("device") {
+		if err == nil {
+			err = printDeviceCA(io, ca)
+		}
+		return err
+	}
 	var unreachable *admin.Error
 	if errors.As(err, &unreachable) && unreachable.Code == admin.CodeUnreachable {
 		// A public file: it can be read while the relay does not run.
@@ -255,6 +272,18 @@ func relayCA(c *cli.Context, io stdio) error {
 			errors.New("this relay has no internal CA"))
 	}
 	fmt.Fprint(io.out, ca.Server)
+	return nil
+}
+
+// printDeviceCA prints the fingerprint beside the certificate: a person at home
+// compares it before another CA lets devices in there.
+func printDeviceCA(io stdio, ca admin.CA) error {
+	block, _ := pem.Decode([]byte(ca.Device))
+	if block == nil {
+		return failed(exitFailed, "", errors.New("this relay has no CA of devices"))
+	}
+	fmt.Fprint(io.out, ca.Device)
+	fmt.Fprintf(io.err, "fingerprint: %x\n", sha256.Sum256(block.Bytes))
 	return nil
 }
 
@@ -291,6 +320,9 @@ func relayRevoke(c *cli.Context, io stdio) error {
 		if !names.Below(h, st.Domain) {
 			foreign = " --foreign"
 		}
+	}
+	if len(a.Ports) > 0 {
+		foreign = " --ports " + quoted(strings.Join(a.Ports, ",")) + foreign
 	}
 	fmt.Fprintf(io.out, "a token for a home in its place:\n  sallyport relay token --hosts %s%s%s\n",
 		quoted(strings.Join(hosts, ",")), foreign, dataArg(c.String("data"), defaultRelayData))

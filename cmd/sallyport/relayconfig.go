@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -30,6 +31,8 @@ type relayFile struct {
 	AdminListen  string      `yaml:"admin_listen"`
 	OpenEnrol    bool        `yaml:"open_enrolment"`
 	MQTT         relayMQTT   `yaml:"mqtt"`
+	DNS          relayDNS    `yaml:"dns"`
+	ProxyFrom    []string    `yaml:"proxy_from"`
 	Log          logSettings `yaml:"log"`
 }
 
@@ -99,7 +102,11 @@ func loadRelay(c *cli.Context) (relay.Config, logSettings, error) {
 	if c.String("cert") != "" || c.String("key") != "" {
 		conf.CertFiles = []certs.Pair{{Cert: c.String("cert"), Key: c.String("key")}}
 	}
-	return conf, rf.Log, settingsError(c, file, conf.Check())
+	var problems []relay.Problem
+	conf.DNS, problems = rf.DNS.settings(c)
+	from, wrong := readPrefixes(sliceSetting(c, "proxy-from", rf.ProxyFrom))
+	conf.ProxyFrom = from
+	return conf, rf.Log, settingsError(c, file, slices.Concat(problems, wrong, conf.Check()))
 }
 
 // settingsError places problems in the file when they come from there.
@@ -107,6 +114,9 @@ func settingsError(c *cli.Context, file *configfile.File, problems []relay.Probl
 	var loose []error
 	for _, p := range problems {
 		if file != nil && !c.IsSet(flagOf(p.Key)) {
+			if strings.HasSuffix(p.Key, "]") && file.Faulty("$."+p.Key) {
+				continue // an element that does not fit the schema would be told twice
+			}
 			file.Fault("$."+p.Key, "%s", p.Message)
 			continue
 		}
@@ -121,8 +131,11 @@ func settingsError(c *cli.Context, file *configfile.File, problems []relay.Probl
 	return nil
 }
 
-// flagOf is the flag that sets a key of the file.
+// flagOf is the flag that sets a key of the file, or an element of it.
 func flagOf(key string) string {
+	if list, _, ok := strings.Cut(key, "["); ok {
+		key = list
+	}
 	switch key {
 	case "certificates":
 		return "cert"
@@ -130,6 +143,12 @@ func flagOf(key string) string {
 		return "certs"
 	case "mqtt": // likewise: what is off needs no address
 		return "mqtt-off"
+	case "dns", "dns.addresses": // what the section as a whole lacks is what the addresses are for
+		return "dns-address"
+	case "dns.listen":
+		return "dns"
+	case "dns.ech":
+		return "ech-off"
 	}
 	return strings.NewReplacer("_", "-", ".", "-").Replace(key)
 }

@@ -106,12 +106,14 @@ func running(ts *testscript.TestScript, name string) *process {
 	return p
 }
 
-// freeport VAR… sets each variable to a loopback address nobody listens on.
+// freeport VAR… sets each variable to a loopback address nobody listens on, and
+// VAR_port to its port.
 func cmdFreeport(ts *testscript.TestScript, _ bool, args []string) {
 	for _, name := range args {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		ts.Check(err)
 		ts.Setenv(name, l.Addr().String())
+		ts.Setenv(name+"_port", strconv.Itoa(l.Addr().(*net.TCPAddr).Port))
 		defer l.Close() // not before all are found
 	}
 }

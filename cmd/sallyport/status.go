@@ -102,7 +102,7 @@ func showStatus(c *cli.Context, io stdio) error {
 		}
 	}
 	if st.Agent != nil {
-		printAgent(io.out, *st.Agent)
+		printAgent(io.out, *st.Agent, dataArg(agentDir, defaultAgentData))
 	}
 	return nil
 }
@@ -171,6 +171,7 @@ func printRelay(out io.Writer, st admin.Status) {
 	fmt.Fprintf(out, "relay %s  domain %s  listens on %s  up %s\n", st.Version, st.Domain, strings.Join(st.Listen, ", "), ago(st.Started))
 	fmt.Fprintf(out, "certificates %s  decoy %s  visitors %d  devices %d\n", st.Certs, st.Decoy, st.Visitors, st.Devices)
 	printHub(out, st.MQTT)
+	printNames(out, st.DNS, st.ECH)
 	w := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
 	if len(st.Agents) > 0 {
 		fmt.Fprintln(w, "\nAGENT\tSTATE\tTRANSPORT\tRTT\tSTREAMS\tIN\tOUT")
@@ -193,14 +194,11 @@ func printRelay(out io.Writer, st admin.Status) {
 			fmt.Fprintf(w, "%s\t(withdrawn)\t%s\t-\t-\n", h.Host, h.Agent)
 		}
 		for _, s := range h.Services {
-			reader := "the relay"
-			if s.TLS != "relay" {
-				reader = "nobody between (passed through)"
-			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", s.URL, s.Name, h.Agent, s.Auth, reader)
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", s.URL, s.Name, h.Agent, s.Auth, readerText(s))
 		}
 	}
 	w.Flush()
+	printPorts(out, st.Ports)
 }
 
 func agentState(a admin.Agent) string {
@@ -215,7 +213,7 @@ func agentState(a admin.Agent) string {
 	return "offline " + ago(a.Since)
 }
 
-func printAgent(out io.Writer, st control.Status) {
+func printAgent(out io.Writer, st control.Status, at string) {
 	state := st.State
 	if !st.Since.IsZero() {
 		state += " " + ago(st.Since)
@@ -235,9 +233,10 @@ func printAgent(out io.Writer, st control.Status) {
 		fmt.Fprintf(out, "last error (%s ago): %s\n", ago(st.ErrorAt), button.Printable(st.Error))
 	}
 	printMQTT(out, st.MQTT)
+	printEndToEnd(out, st.EndToEnd, at)
 	w := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
 	if len(st.Services) > 0 {
-		fmt.Fprintln(w, "\nSERVICE\tTARGET\tAUTH\tURL\tFROM")
+		fmt.Fprintln(w, "\nSERVICE\tTARGET\tAUTH\tURL\tFROM\tREADABLE BY")
 	}
 	for _, s := range st.Services {
 		where := firstOf(s.URL, "(not registered yet)")
@@ -245,10 +244,14 @@ func printAgent(out io.Writer, st control.Status) {
 			where = "refused: " + s.Error
 		}
 		where = button.Printable(where) // the relay says it
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", s.Name, s.Target, s.Auth, where, s.Origin)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", s.Name, s.Target, s.Auth, where, s.Origin, readerOfAgent(s))
 	}
 	w.Flush()
 	printActions(out, st.Actions)
+	printHomeCerts(out, st.EndToEnd, time.Now())
+	if waits := pendingCA(listOf(st), at); waits != "" {
+		fmt.Fprintf(out, "\nwarning: %s\n", waits)
+	}
 	for _, warn := range st.Warnings {
 		fmt.Fprintf(out, "\nwarning: %s\n", printableLines(warn))
 	}

@@ -45,8 +45,12 @@ func TestStatusIsHarmless(t *testing.T) {
 	printAgent(&b, control.Status{
 		Error: evil, ErrorAt: time.Now(), Warnings: []string{evil + "\nsecond line"},
 		MQTT:     &control.MQTT{Error: evil, LinkError: evil, QueueError: evil},
-		Services: []control.ServiceStatus{{Name: "a", Error: evil}, {Name: "b", URL: "https://" + evil, Warning: evil}},
-	})
+		Services: []control.ServiceStatus{{Name: "a", Error: evil, Reader: evil}, {Name: "b", URL: "https://" + evil, Warning: evil}},
+		EndToEnd: &control.EndToEnd{
+			Own: evil, LAN: []string{evil}, List: &control.DeviceList{Number: 1, Pending: evil},
+			Certificates: []control.Certificate{{Host: evil, Issuer: evil, Problem: evil, Fix: evil}},
+		},
+	}, "")
 	if strings.ContainsAny(b.String(), evil[:1]+"\u202e\x07") {
 		t.Errorf("%q", b.String())
 	}

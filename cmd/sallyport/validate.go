@@ -63,11 +63,12 @@ func looksLikeAgent(name string) bool {
 	_, services := keys["services"]
 	_, token := keys["token_file"]
 	_, actions := keys["actions"]
+	_, home := keys["end_to_end"]
 	mqtt, _ := keys["mqtt"].(map[string]any)
 	_, broker := mqtt["broker"]
 	_, topics := mqtt["topics"]
 	_, domain := keys["domain"]
-	return (services || token || actions || broker || topics) && !domain
+	return (services || token || actions || home || broker || topics) && !domain
 }
 
 func configCommand(io stdio) *cli.Command {
