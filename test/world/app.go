@@ -39,9 +39,26 @@ func Echo(name string) Service {
 	return Service{entry: service.Entry{Name: name, Target: "tcp://"}, raw: echo}
 }
 
+// EchoUDP offers a service that sends back each datagram, on a public port.
+func EchoUDP(name string, port uint16) Service {
+	return Service{entry: service.Entry{Name: name, Target: "udp://", Port: port, Auth: protocol.AuthNone}, raw: echo}
+}
+
 // Auth sets what is asked of visitors.
 func (s Service) Auth(mode string) Service {
 	s.entry.Auth = mode
+	return s
+}
+
+// TLS sets who ends the visitor's TLS.
+func (s Service) TLS(mode string) Service {
+	s.entry.TLS = mode
+	return s
+}
+
+// Port sets a public port of its own.
+func (s Service) Port(port uint16) Service {
+	s.entry.Port = port
 	return s
 }
 

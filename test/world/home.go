@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -27,6 +28,8 @@ type Home struct {
 	Clock      func() time.Time // of the next Start; nil: the true time
 	MQTT       *agent.MQTT      // of the next Start
 	Actions    []executor.Action
+	EndToEnd   *agent.EndToEnd // of the next Start
+	LAN        string          // address of the door on the home network, of the next Start; "" = none
 
 	token    string
 	dir      string
@@ -148,12 +151,39 @@ func (h *Home) dialApp(_ context.Context, _, addr string) (net.Conn, error) {
 	return near, nil
 }
 
+// dialUDPApp is a socket that is connected to an app with datagrams: each gets
+// its own.
+func (h *Home) dialUDPApp(addr string) (net.Conn, error) {
+	l := h.apps[addr]
+	if l == nil {
+		return nil, &net.OpError{Op: "dial", Net: "udp", Err: syscall.ECONNREFUSED}
+	}
+	near, far := net.Pipe() // keeps the borders of writes
+	h.w.Go(func() {
+		defer far.Close()
+		buf := make([]byte, 1<<16)
+		for {
+			n, err := far.Read(buf)
+			if err != nil {
+				return
+			}
+			if _, err := far.Write(buf[:n]); err != nil {
+				return
+			}
+		}
+	})
+	return near, nil
+}
+
 // dial is the way of one process to the apps.
 func (run *homeRun) dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	run.mu.Lock()
 	defer run.mu.Unlock()
 	if run.killed {
 		return nil, &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ENETDOWN}
+	}
+	if network == "udp" {
+		return run.home.dialUDPApp(addr)
 	}
 	c, err := run.home.dialApp(ctx, network, addr)
 	if err != nil {
@@ -197,8 +227,15 @@ func (h *Home) Start() {
 	if now == nil {
 		now = w.Now
 	}
+	inside := h.EndToEnd
+	if h.LAN != "" {
+		if inside == nil {
+			inside = new(agent.EndToEnd)
+		}
+		inside.LAN = &agent.LAN{Listen: h.LAN, ListenTCP: p.listenTCP, Open: true, Addrs: func() []netip.Addr { return []netip.Addr{netip.MustParseAddr("192.168.1.7")} }}
+	}
 	a, err := agent.New(agent.Config{
-		MQTT: h.MQTT, Actions: h.Actions,
+		EndToEnd: inside, MQTT: h.MQTT, Actions: h.Actions,
 		DataDir: h.dir, Token: h.token, Name: h.Name, Services: slices.Clone(h.services), Software: "world",
 		Logger: w.log.With("at", h.Name), TransportNames: h.Transports,
 		Now: now, ListenPacket: p.dialUDP, DialContext: p.dialTCP, Resolve: w.resolve, DialService: run.dial,

@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -82,6 +83,66 @@ func (p *Phone) TLS(host string, protos ...string) *tls.Config {
 		c.Certificates = []tls.Certificate{*p.Cert}
 	}
 	return c
+}
+
+// Trust adds the root of a home that makes its own certificates.
+func (p *Phone) Trust(pem string) {
+	p.w.T.Helper()
+	p.roots = p.roots.Clone()
+	if !p.roots.AppendCertsFromPEM([]byte(pem)) {
+		p.w.T.Fatalf("no root in %q", pem)
+	}
+}
+
+// DialECH is Dial with an encrypted hello.
+func (p *Phone) DialECH(host string, configs []byte) (*tls.Conn, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	raw, err := p.process.dialTCP(ctx, "tcp", net.JoinHostPort(host, "443"))
+	if err != nil {
+		return nil, err
+	}
+	conf := p.TLS(host, "h2")
+	conf.MinVersion, conf.EncryptedClientHelloConfigList, conf.ClientSessionCache = tls.VersionTLS13, configs, nil
+	c := tls.Client(raw, conf)
+	if err := c.HandshakeContext(ctx); err != nil {
+		raw.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// DialPlain opens a TCP connection to a port of the relay.
+func (p *Phone) DialPlain(port uint16) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	return p.process.dialTCP(ctx, "tcp", netip.AddrPortFrom(p.relay.Addr, port).String())
+}
+
+// UDP opens a socket, and returns it with the address of a port of the relay.
+func (p *Phone) UDP(port uint16) (net.PacketConn, net.Addr) {
+	p.w.T.Helper()
+	c, err := p.process.listenUDP(":0")
+	if err != nil {
+		p.w.T.Fatal(err)
+	}
+	return c, net.UDPAddrFromAddrPort(netip.AddrPortFrom(p.relay.Addr, port))
+}
+
+// DialAt is Dial by a way of its own: a door on a home network.
+func (p *Phone) DialAt(addr, host string, protos ...string) (*tls.Conn, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	raw, err := p.process.dialTCP(ctx, "tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	c := tls.Client(raw, p.TLS(host, protos...))
+	if err := c.HandshakeContext(ctx); err != nil {
+		raw.Close()
+		return nil, err
+	}
+	return c, nil
 }
 
 // Dial opens a TLS connection and completes the handshake. In TLS 1.3 a

@@ -74,6 +74,8 @@ func (r *Relay) Start() {
 	conf := relay.Config{
 		DataDir: r.dir, Domain: r.Domain, Store: run.disk, HTTP: "off", Software: "world",
 		Logger: w.log.With("at", r.Name), Now: w.Now, ListenTCP: p.listenTCP, ListenUDP: p.listenUDP,
+		ListenPortTCP:   func(port uint16) (net.Listener, error) { return p.listenTCP(fmt.Sprint(":", port)) },
+		ListenPortUDP:   func(port uint16) (net.PacketConn, error) { return p.listenUDP(fmt.Sprint(":", port)) },
 		ListenAdmin:     func() (net.Listener, error) { return run.admin, nil },
 		ListenDashboard: func() (net.Listener, error) { return run.pages, nil },
 		MQTT:            relay.MQTT{CommandsPerHour: 1_000_000}, // tests press faster than people
@@ -208,6 +210,12 @@ func (r *Relay) Token(hosts ...string) string {
 	var t admin.Token
 	r.command("tokens", admin.TokenRequest{Hosts: hosts}, &t)
 	return t.Token
+}
+
+// Grant lets a home use public ports, "2222" or "51820/udp".
+func (r *Relay) Grant(agent string, ports ...string) {
+	r.w.T.Helper()
+	r.command("grants", admin.GrantRequest{Agent: agent, Ports: new(append([]string{}, ports...))}, nil)
 }
 
 // Revoke shuts a device out.
