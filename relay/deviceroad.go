@@ -43,14 +43,14 @@ func (s *signal) ring() {
 }
 
 // serveDevices keeps a home's list of devices up to date: at once, on every
-// change, and twice a day. What the home answers is noted for status.
+// change, and twice a day.
 func (r *Relay) serveDevices(ctx context.Context, c net.Conn, id protocol.AgentID) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer c.Close()
-	wg.Go(func() { cancel(r.readHave(c, id)) })
+	wg.Go(func() { cancel(awaitEnd(c)) })
 	var sent uint64
 	for {
 		changed := r.devicesChanged.next()
@@ -89,15 +89,12 @@ func (r *Relay) scopeOf(id protocol.AgentID) devices.Scope {
 	}}
 }
 
-// readHave reads what the home says it has, until the stream ends.
-func (r *Relay) readHave(c net.Conn, id protocol.AgentID) error {
+// awaitEnd reads what the home says it has, which nobody asks for yet, until the
+// stream ends.
+func awaitEnd(c net.Conn) error {
 	for {
-		have, err := protocol.ReadDeviceHave(c)
-		if err != nil {
+		if _, err := protocol.ReadDeviceHave(c); err != nil {
 			return errors.Join(errors.New("the home ended the stream"), err)
 		}
-		r.mu.Lock()
-		r.haveList[id] = have
-		r.mu.Unlock()
 	}
 }

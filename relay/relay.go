@@ -102,8 +102,7 @@ type Relay struct {
 	mu       sync.Mutex               // guards the fields below
 	proxies  map[proxyKey]*door.Proxy // kept over rebuilds, so that idle backend connections are
 	controls map[*control]struct{}
-	unsaid   map[protocol.AgentID]int    // sessions that have not said hello
-	haveList map[protocol.AgentID]uint64 // which list of devices a home has
+	unsaid   map[protocol.AgentID]int // sessions that have not said hello
 }
 
 // New reads or makes what the relay keeps in its data directory. It opens no
@@ -116,7 +115,7 @@ func New(conf Config) (*Relay, error) {
 	r := &Relay{
 		conf: conf, log: conf.logger(), now: conf.now(),
 		router: edge.NewRouter(), mqttRouter: edge.NewRouter(),
-		proxies: map[proxyKey]*door.Proxy{}, controls: map[*control]struct{}{}, unsaid: map[protocol.AgentID]int{}, haveList: map[protocol.AgentID]uint64{},
+		proxies: map[proxyKey]*door.Proxy{}, controls: map[*control]struct{}{}, unsaid: map[protocol.AgentID]int{},
 		joinLimit: newLimiter(joinBurst, joinEvery), denials: newDenials(),
 	}
 	r.started, r.clock.now = r.now(), r.now
